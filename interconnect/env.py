@@ -1,0 +1,126 @@
+"""The environment contract: every variable that superpod reads or writes, in this one place.
+
+Read by a card:
+    SUPERPOD_DIR            the job's directory (0700): sockets, abort flag, news. Written by superpod-run.
+    SUPERPOD_STORE          endpoint of the launcher's own key-value store. Written by superpod-run.
+    SUPERPOD_LINK           auto (default) or zmq: what carries the payload
+    SUPERPOD_ZMQ_TRANSPORT  ipc (default) or tcp: how ZeroMQ connects cards of one host
+    SUPERPOD_DEBUG          off (default) or info: say on stderr which algorithm was chosen and why
+    SUPERPOD_TIMEOUT        longest wait of one call (default 30m); torch groups bring their own
+    SUPERPOD_SEGMENT        a large payload travels in segments of this size (default 1M)
+    SUPERPOD_WINDOW         most bytes under way from one card to another (default 4M)
+    SUPERPOD_<COLLECTIVE>   which algorithm for which size: "tree:0-65536;ring:65537-max"
+and torchrun's RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.units import parse_seconds, parse_size
+
+T = TypeVar("T")
+
+COLLECTIVES = (
+    "all_reduce",
+    "broadcast",
+    "reduce",
+    "all_gather",
+    "reduce_scatter",
+    "all_to_all",
+    "gather",
+    "scatter",
+    "barrier",
+)
+LINKS = ("auto", "zmq")
+TRANSPORTS = ("ipc", "tcp")
+DEBUG_LEVELS = ("off", "info")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says about this card. Sizes in bytes, times in seconds."""
+
+    directory: Path | None = None
+    store: str | None = None
+    link: str = "auto"
+    transport: str = "ipc"
+    debug: str = "off"
+    timeout: float = 1800.0
+    segment: int = 1 << 20
+    window: int = 4 << 20
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def read(environ: Mapping[str, str] | None = None) -> Settings:
+        """The settings in `environ` (the process's own by default). Raises InvalidValue naming the variable."""
+        env = os.environ if environ is None else environ
+        default = Settings()
+        settings = Settings(
+            directory=_read(env, "SUPERPOD_DIR", Path, None),
+            store=env.get("SUPERPOD_STORE") or None,
+            link=_read(env, "SUPERPOD_LINK", _one_of(LINKS), default.link),
+            transport=_read(env, "SUPERPOD_ZMQ_TRANSPORT", _one_of(TRANSPORTS), default.transport),
+            debug=_read(env, "SUPERPOD_DEBUG", _one_of(DEBUG_LEVELS), default.debug),
+            timeout=_read(env, "SUPERPOD_TIMEOUT", parse_seconds, default.timeout),
+            segment=_read(env, "SUPERPOD_SEGMENT", parse_size, default.segment),
+            window=_read(env, "SUPERPOD_WINDOW", parse_size, default.window),
+            overrides={c: env[v] for c in COLLECTIVES if env.get(v := f"SUPERPOD_{c.upper()}")},
+        )
+        if not 1 << 10 <= settings.segment <= 64 << 20:
+            raise InvalidValue(f"SUPERPOD_SEGMENT={settings.segment} must lie between 1K and 64M")
+        if settings.window < settings.segment:
+            raise InvalidValue(
+                f"SUPERPOD_WINDOW={settings.window} must be at least SUPERPOD_SEGMENT={settings.segment}, "
+                "or no segment could ever leave"
+            )
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which card of the job this process is, as torchrun and superpod-run say it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @staticmethod
+    def read(environ: Mapping[str, str] | None = None) -> Place:
+        """Raises InvalidValue naming what is missing, with the way out; without any of it, the world of one."""
+        env = os.environ if environ is None else environ
+        if "RANK" not in env and "WORLD_SIZE" not in env:
+            return Place(0, 1, 0, 1)
+        rank, world_size = _read(env, "RANK", int, -1), _read(env, "WORLD_SIZE", int, -1)
+        if not 0 <= rank < world_size:
+            raise InvalidValue(
+                f"RANK={env.get('RANK')} and WORLD_SIZE={env.get('WORLD_SIZE')} must be set with "
+                "0 <= RANK < WORLD_SIZE; start with superpod-run, or unset both for a world of one"
+            )
+        local = _read(env, "LOCAL_RANK", int, rank)
+        return Place(rank, world_size, local, _read(env, "LOCAL_WORLD_SIZE", int, world_size))
+
+
+def _read(env: Mapping[str, str], name: str, parse: Callable[[str], T], default: T | None) -> T:
+    text = env.get(name, "")
+    if not text:
+        return default  # type: ignore[return-value]
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise InvalidValue(f"{name}={text!r}: {error}") from error
+
+
+def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in allowed:
+            raise InvalidValue(f"must be one of {', '.join(allowed)}")
+        return text
+
+    return check

@@ -1,0 +1,44 @@
+"""Sizes and durations as people write them, and back."""
+
+from __future__ import annotations
+
+import re
+
+from superpod.interconnect.errors import InvalidValue
+
+_SIZE = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "64", "64K", "64KiB", "1.5M": powers of 1024. Raises InvalidValue."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise InvalidValue(f"size {text!r} must be a number with K, M, G or T behind it, such as 64M")
+    return int(float(match[1]) * _SIZE[match[2].upper()])
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds from "2.1us", "300ms", "10", "5m". Raises InvalidValue."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(ns|us|µs|ms|s|m|h|)\s*", text)
+    if match is None:
+        raise InvalidValue(f"duration {text!r} must be a number with ns, us, ms, s, m or h behind it, such as 2.1us")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def size_text(nbytes: int) -> str:
+    """4096 → "4 KiB"; what is no round number keeps one decimal."""
+    value, unit = float(nbytes), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
+
+
+def seconds_text(seconds: float) -> str:
+    """0.0000021 → "2.1 µs"."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"

@@ -1,0 +1,1 @@
+"""superpod: a software SuperPoD. Every process stands in for one accelerator card."""
