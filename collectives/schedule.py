@@ -4,6 +4,7 @@ Words. A rank's *slots* are its memory, chunk by chunk. Slots come in *banks* of
 (for all_to_all: bank 0 the input, bank 1 the output), later banks are scratch laid out like the buffer. Slot s is chunk
 s mod nchunks of bank s // nchunks. A *move* carries `count` neighbouring slots from `first` on rank `src` to slot `to`
 and on at rank `dst`; the receiver adds them to what is there (reduce) or overwrites it. src == dst is a local move.
+Both ranges of a move stay in one bank.
 
 Within a step every move reads the state before the step. Several reducing moves may end in one slot: they are applied
 in the order in which they are listed, so the order of a reduction, and with it every bit of the result, is part of the
@@ -15,7 +16,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,24 @@ class Step:
         *ints, reduce_ = (np.ravel(a) for a in np.broadcast_arrays(*columns))
         src_, dst_, first_, count_, to_ = (a.astype(np.int64) for a in ints)
         return Step(src_, dst_, first_, count_, to_, reduce_.astype(np.bool_))
+
+    @staticmethod
+    def around(
+        src: npt.ArrayLike,
+        dst: npt.ArrayLike,
+        first: npt.ArrayLike,
+        count: npt.ArrayLike,
+        *,
+        nchunks: int,
+        reduce: npt.ArrayLike = False,
+    ) -> Step:
+        """Like `of`, for ranges of bank 0 that go on at chunk 0 after the last one: such a move becomes two."""
+        whole = Step.of(src, dst, first, count, reduce=reduce)
+        start = whole.first % nchunks
+        fits = np.minimum(whole.count, nchunks - start)
+        rest = whole.count > fits
+        over = Step.of(whole.src[rest], whole.dst[rest], 0, (whole.count - fits)[rest], reduce=whole.reduce[rest])
+        return Step.join(Step(whole.src, whole.dst, start, fits, start, whole.reduce), over)
 
     @staticmethod
     def join(*steps: Step) -> Step:
@@ -100,6 +118,7 @@ class Schedule:
         build: step index → Step; pure.
         nbanks: banks of nchunks slots a rank uses, the buffer's own included.
         root: the root of a rooted collective, else 0.
+        equal_blocks: True when moves join chunks of different number, which is right only if all blocks have one size.
         program: an optional shortcut to one rank's part; must equal what the steps say (`verify` checks it).
     """
 
@@ -112,6 +131,7 @@ class Schedule:
     nbanks: int = 1
     root: int = 0
     program: Callable[[int], Program] | None = None
+    equal_blocks: bool = False
 
     def __post_init__(self) -> None:
         for name in ("world_size", "nchunks", "nbanks"):
@@ -158,6 +178,12 @@ class Schedule:
             np.add.at(sent, s.src[away], s.count[away])
         return sent
 
+    def where(self, step: int, rank: int, slot: int) -> str:
+        """A place in the schedule in words, for messages about it."""
+        bank, chunk = divmod(slot, self.nchunks)
+        name = f"{self.algorithm} {self.collective} on {self.world_size} ranks"
+        return f"{name}, step {step}, rank {rank}, chunk {chunk}" + (f" of bank {bank}" if bank else "")
+
     def __str__(self) -> str:
         head = f"{self.algorithm} {self.collective}, {self.world_size} ranks, {self.nsteps} steps"
         lines = (f"  {i}: " + "  ".join(_move_text(s, m) for m in range(len(s))) for i, s in enumerate(self.steps()))
@@ -166,7 +192,7 @@ class Schedule:
     def to_json(self) -> str:
         """The whole schedule as JSON; `from_json` reads it back."""
         steps = [{name: getattr(s, name).tolist() for name in Step.__slots__} for s in self.steps()]
-        fields = ("collective", "algorithm", "world_size", "nchunks", "nbanks", "root")
+        fields = ("collective", "algorithm", "world_size", "nchunks", "nbanks", "root", "equal_blocks")
         return json.dumps({**{f: getattr(self, f) for f in fields}, "steps": steps})
 
     @staticmethod
@@ -181,13 +207,17 @@ class Schedule:
 
 
 def _part_of(rank: int, index: int, step: Step) -> RankStep:
-    def moves(mask: BoolArray, peers: IntArray) -> tuple[Move, ...]:
-        rows = np.flatnonzero(mask)
-        columns = (peers[rows], step.first[rows], step.count[rows], step.to[rows], step.reduce[rows])
-        return tuple(Move(*row) for row in zip(*(c.tolist() for c in columns), strict=True))
-
-    out, into = step.src == rank, step.dst == rank
-    return RankStep(index, moves(out & into, step.dst), moves(out & ~into, step.dst), moves(into & ~out, step.src))
+    local, sends, receives = [], [], []
+    rows = np.flatnonzero((step.src == rank) | (step.dst == rank))
+    columns = (getattr(step, name)[rows].tolist() for name in Step.__slots__)
+    for src, dst, first, count, to, reduce in zip(*columns, strict=True):
+        if src == dst:
+            local.append(Move(rank, first, count, to, reduce))
+        elif src == rank:
+            sends.append(Move(dst, first, count, to, reduce))
+        else:
+            receives.append(Move(src, first, count, to, reduce))
+    return RankStep(index, tuple(local), tuple(sends), tuple(receives))
 
 
 def _move_text(step: Step, m: int) -> str:
@@ -195,8 +225,3 @@ def _move_text(step: Step, m: int) -> str:
     chunks = f"chunk {first}" if count == 1 else f"chunks {first}-{first + count - 1}"
     place = "" if to == first else f" to {to}"
     return f"{step.src[m]}→{step.dst[m]} {chunks}{place}" + (" +" if step.reduce[m] else "")
-
-
-def cached(build: Callable[..., Schedule]) -> Callable[..., Schedule]:
-    """Keep the schedules that an algorithm built: they are immutable, and every call of a collective asks for one."""
-    return lru_cache(maxsize=256)(build)

@@ -79,17 +79,20 @@ class AbortFlag:
                 f"SUPERPOD_DIR={directory} is not the directory of a running job ({error.strerror}); "
                 "start with superpod-run, or unset SUPERPOD_DIR"
             ) from error
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        self._over = (directory / _CAUSE).exists()  # a FIFO whose writer has gone before tells nothing
 
     def fileno(self) -> int:
         return self._fd
 
     def failure(self) -> Failure | None:
-        """The job's first failure, or None while the job goes on."""
+        """The job's first failure, or None while the job goes on. Costs one system call while it goes on."""
+        if not self._over and not self._poll.poll(0):
+            return None
         with contextlib.suppress(OSError, ValueError, TypeError):
             return Failure(**json.loads((self._directory / _CAUSE).read_text()))
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return Failure(-1, "", 0, "the launcher has ended") if poll.poll(0) else None
+        return Failure(-1, "", 0, "the launcher has ended")
 
     def close(self) -> None:
         os.close(self._fd)

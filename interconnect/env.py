@@ -11,6 +11,18 @@ Read by a card:
     SUPERPOD_WINDOW         most bytes under way from one card to another (default 4M)
     SUPERPOD_<COLLECTIVE>   which algorithm for which size: "tree:0-65536;ring:65537-max"
 and torchrun's RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
+
+Written by superpod-run for every card (`worker_environment`), with torchrun's names and meanings, so that scripts run
+unchanged:
+    RANK, WORLD_SIZE                        the card's number in the job and how many cards the job has
+    LOCAL_RANK, LOCAL_WORLD_SIZE            the same among the cards of this host
+    GROUP_RANK, GROUP_WORLD_SIZE            the host's number and how many hosts the job has
+    ROLE_RANK, ROLE_WORLD_SIZE, ROLE_NAME   as RANK and WORLD_SIZE; there is one role, "default"
+    MASTER_ADDR, MASTER_PORT                where torch's store listens; an address, so no name is looked up
+    TORCHELASTIC_USE_AGENT_STORE            True: the launcher hosts torch's store, every card is its client
+    TORCHELASTIC_RUN_ID                     the job's name
+    TORCHELASTIC_RESTART_COUNT, TORCHELASTIC_MAX_RESTARTS   0: a job that failed is not restarted
+    OMP_NUM_THREADS                         1 unless set: n cards share the processors of one host
 """
 
 from __future__ import annotations
@@ -105,6 +117,46 @@ class Place:
             )
         local = _read(env, "LOCAL_RANK", int, rank)
         return Place(rank, world_size, local, _read(env, "LOCAL_WORLD_SIZE", int, world_size))
+
+
+def worker_environment(
+    place: Place, *, directory: Path, store: str, master_port: int, environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The variables that superpod-run sets for the card at `place`, all on one host; see the top of the file.
+
+    Args:
+        directory: the job's directory.
+        store: endpoint of the launcher's own key-value store.
+        master_port: where torch's store listens on 127.0.0.1.
+        environ: the launcher's environment (the process's own by default): what it says of OMP_NUM_THREADS stays.
+    """
+    env = os.environ if environ is None else environ
+    rank, world_size = str(place.rank), str(place.world_size)
+    return {
+        "RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_RANK": str(place.local_rank),
+        "LOCAL_WORLD_SIZE": str(place.local_world_size),
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_RANK": rank,
+        "ROLE_WORLD_SIZE": world_size,
+        "ROLE_NAME": "default",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(master_port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": directory.name,
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", "1"),
+        "SUPERPOD_DIR": str(directory),
+        "SUPERPOD_STORE": store,
+    }
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with `changes` made to it, for a program that it starts."""
+    return {**os.environ, **changes}
 
 
 def _read(env: Mapping[str, str], name: str, parse: Callable[[str], T], default: T | None) -> T:

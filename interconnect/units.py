@@ -30,15 +30,16 @@ def size_text(nbytes: int) -> str:
     """4096 → "4 KiB"; what is no round number keeps one decimal."""
     value, unit = float(nbytes), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
+        if value < 1023.95 or unit == "TiB":  # what one decimal would show as 1024.0 is 1.0 of the next unit
             break
         value /= 1024
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
 
 
 def seconds_text(seconds: float) -> str:
-    """0.0000021 → "2.1 µs"."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
+    """0.0000021 → "2.1 µs": three digits, whole seconds from 100 on."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
+        value = seconds / scale
+        if value >= 0.9995 or unit == "ns":  # what three digits would show as 1000 is 1 of the next unit
+            break
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"

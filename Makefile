@@ -1,0 +1,66 @@
+# `make` lists the targets. Everything is installed into .venv, once, and again when pyproject.toml or constraints.txt change.
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The interpreter that .venv is made with: PYTHON=... if given, else the first of these that runs and is new enough.
+CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c "$(NEW_ENOUGH)" 2>/dev/null && { echo "$$p"; break; }; done)
+
+# Cards of a test run share the machine, so a big one does not get a worker for every core.
+TEST := $(BIN)/python -m pytest -n auto --maxprocesses=8
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help train test check bench clean
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@echo "PYTHON=python3.12 in front chooses the interpreter (3.11 or newer)."
+
+train: $(VENV)/.examples ## 64 cards train a network on handwritten digits
+	@$(BIN)/superpod-run -n 64 examples/train_digits.py
+
+test: $(VENV)/.dev ## every test
+	@$(TEST)
+
+check: $(VENV)/.dev ## format, lint, types and the fast tests: under a minute
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(TEST) -m "not slow"
+
+bench: $(VENV)/.dev ## all-reduce on 8 cards, 8 B to 1 MiB
+	@$(BIN)/superpod-bench all_reduce -n 8 -b 8 -e 1M -f 8
+
+clean: ## remove .venv and everything that was built
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.examples: pyproject.toml constraints.txt $(VENV)/.made
+	@echo "superpod: installing what the examples need"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[examples]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.made
+	@echo "superpod: installing what development needs"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,bench,examples]"
+	@touch $@ $(VENV)/.examples
+
+# A bare Debian python3 cannot put pip into a new environment: then its own pip, or virtualenv, does it.
+$(VENV)/.made:
+	@"$(PYTHON)" -c "$(NEW_ENOUGH)" 2>/dev/null || { \
+	  echo "superpod: PYTHON='$(PYTHON)' must be Python 3.11 or newer; install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; }
+	@rm -rf $(VENV); echo "superpod: making $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV) >/dev/null 2>&1 \
+	  || { rm -rf $(VENV); "$(PYTHON)" -m virtualenv -q $(VENV) 2>/dev/null; } \
+	  || { rm -rf $(VENV); "$(PYTHON)" -m venv --without-pip $(VENV) \
+	       && "$(PYTHON)" -m pip --python $(BIN)/python install -q pip 2>/dev/null; } \
+	  || { rm -rf $(VENV); \
+	       echo "superpod: $(PYTHON) can make no virtual environment: it has neither ensurepip, virtualenv nor pip;" >&2; \
+	       echo "          install one of them (Debian: apt-get install python3-venv) or name another: make PYTHON=..." >&2; \
+	       exit 1; }
+	@touch $@

@@ -1,0 +1,1 @@
+"""superpod-bench: how fast the collectives are on this machine, with every result checked."""

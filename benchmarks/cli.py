@@ -1,0 +1,101 @@
+"""superpod-bench: arguments → Plan → cards → table and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from superpod.benchmarks import job, plan, suite, torch_peers
+from superpod.benchmarks.cases import CASES
+from superpod.benchmarks.options import add_shared, checked
+from superpod.benchmarks.plan import Plan
+from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.units import parse_seconds, parse_size
+
+_DESCRIPTION = """\
+Measure collectives on cards of this machine, with nccl-tests' options and columns; every result is checked.
+
+  superpod-bench all_reduce -n 8 -b 8 -e 64M -f 2
+  superpod-bench all -n 2,8 -e 1M -J results.json
+  superpod-bench all_reduce -n 8 --algorithm all      each algorithm by itself
+  superpod-bench torch -n 2,8,64 --peers gloo         through torch, against another backend
+
+Exit code: 0, 1 when a result is wrong or a card fails, 2 for arguments that break a rule."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. `argv` are its arguments, by default the process's."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = ["superpod-bench", *arguments]
+    signal.signal(signal.SIGTERM, _stop)  # leaves through every finally, so the cards end too
+    try:
+        if arguments[:1] == ["torch"]:
+            return torch_peers.main(arguments[1:], command)
+        args = _parser().parse_args(arguments)
+        return suite.run(_plan(args), plan.worlds(args.cards), link=args.link, path=args.json, command=command)
+    except InvalidValue as error:
+        print(f"superpod-bench: error: {error}", file=sys.stderr)
+        return 2
+    except job.JobFailed as error:
+        print(f"superpod-bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever reads the table has seen enough (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
+        return 141
+
+
+def _stop(signum: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "superpod-bench", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    size: dict[str, Any] = {"type": checked(parse_size), "metavar": "SIZE"}
+    add("collective", metavar="COLLECTIVE", help=f"one of {', '.join(CASES)}; a list with commas; or all")
+    add_shared(parser)
+    add("-b", "--minbytes", default=8, **size, help="first size, such as 8 or 1M (default 8)")
+    add("-e", "--maxbytes", default=64 << 20, **size, help="last size (default 64M)")
+    add("-f", "--stepfactor", type=int, metavar="K", help="each size is K times the one before (default 2)")
+    add("-i", "--stepbytes", **size, help="each size is SIZE above the one before")
+    add("-d", "--datatype", default="float32", metavar="TYPE", help="dtype, list, or all (default float32)")
+    add("-o", "--op", default="sum", metavar="OP", help="reduction, list, or all (default sum)")
+    add("-r", "--root", type=int, default=0, metavar="RANK", help="root of a rooted collective (default 0)")
+    add("--algorithm", default=plan.AUTO, metavar="NAME", help="algorithm by name, list, all, or auto (default)")
+    add("--iters", type=int, default=20, metavar="K", help="timed calls of a size, at most (default 20)")
+    add("-w", "--warmup", type=int, default=5, metavar="K", help="untimed calls of a size, at most (default 5)")
+    enough = "time fewer calls, but three, where they would take longer than this (default 1s)"
+    add("--budget", type=checked(parse_seconds), default=1.0, metavar="SECONDS", help=enough)
+    add("-c", "--check", type=int, choices=(0, 1), default=1, help="check the results (default 1)")
+    averages = ", ".join(f"{number}: {text}" for number, text in enumerate(plan.AVERAGES))
+    add("-a", "--average", type=int, choices=range(4), default=3, help=f"which time to print: {averages} (default 3)")
+    return parser
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    for option, value, least in (("--iters", args.iters, 1), ("-w", args.warmup, 0)):
+        if value < least:
+            raise InvalidValue(f"{option} {value} must be at least {least}")
+    names = plan.collectives(args.collective)
+    return Plan(
+        series=plan.series(names, algorithm=args.algorithm, dtype=args.datatype, op=args.op),
+        sizes=plan.sizes(args.minbytes, args.maxbytes, factor=args.stepfactor, step=args.stepbytes),
+        root=args.root,
+        iters=args.iters,
+        warmup=args.warmup,
+        check=bool(args.check),
+        average=args.average,
+        budget=args.budget,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

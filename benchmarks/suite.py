@@ -1,0 +1,76 @@
+"""Carry a plan out on one number of cards after the other: tables to stdout, rows to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from superpod.benchmarks import job, plan, results, table
+from superpod.benchmarks.plan import AVERAGES, Plan
+from superpod.interconnect.units import seconds_text, size_text
+
+_PLACES = ("out_of_place", "in_place")
+
+
+def run(todo: Plan, worlds: tuple[int, ...], *, link: str, path: Path | None, command: list[str]) -> int:
+    """Measure, print, write; returns the exit code: 1 if a result was wrong.
+
+    Args:
+        link: SUPERPOD_LINK for the cards.
+        path: where the JSON goes, replaced after each number of cards.
+        command: the command line, for the JSON's header.
+    Raises:
+        InvalidValue: before anything starts, when one of `worlds` cannot carry the plan out.
+        JobFailed: a card failed; what was measured until then has been printed and written.
+    """
+    for world_size in worlds:
+        plan.check_world(todo, world_size, results.memory("MemAvailable"))
+    header = results.describe(command)
+    file = results.ResultFile(path, header) if path else None
+    rows: list[dict[str, Any]] = []
+    for world_size in worlds:
+        try:
+            for row in _measured(todo, world_size, link, header):
+                rows.append(row)
+        finally:
+            if file:
+                file.write(rows)
+    return 1 if any(row[place]["wrong"] for row in rows for place in _PLACES if row[place]) else 0
+
+
+def _measured(todo: Plan, world_size: int, link: str, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of one number of cards, printed as they come, one table for a collective and algorithm."""
+    arriving = job.run(
+        world_size,
+        "superpod.benchmarks.worker",
+        todo.to_json(),
+        preload="none",
+        variables={"SUPERPOD_LINK": link},
+    )
+    for (collective, algorithm), rows in groupby(arriving, lambda r: (r["collective"], r["requested_algorithm"])):
+        shown: list[dict[str, Any]] = []
+        for row in rows:
+            if not shown:
+                print(_title(todo, world_size, collective, algorithm, row["link"], header), table.header(), sep="\n")
+            print(table.line(row), flush=True)
+            shown.append(row)
+            yield row
+        print(table.footer(shown), flush=True)
+
+
+def _title(todo: Plan, world_size: int, collective: str, algorithm: str, link: str, header: dict[str, Any]) -> str:
+    machine = header["machine"]
+    return "\n".join(
+        (
+            f"# superpod-bench {collective}: nranks {world_size} link {link} algorithm {algorithm} "
+            f"commit {header['commit'] or 'unknown'}",
+            f"# {machine['cpu']}, {machine['cores']} cores, {size_text(machine['memory_bytes'])}",
+            f"# minBytes {todo.sizes[0]} maxBytes {todo.sizes[-1]} warmup iters: {todo.warmup} iters: {todo.iters} "
+            f"agg iters: 1 validation: {int(todo.check)}",
+            f"# time: mean of calls that follow one another, {AVERAGES[todo.average]}; "
+            f"fewer calls where {todo.iters} take longer than {seconds_text(todo.budget)}",
+            "#",
+        )
+    )

@@ -1,0 +1,82 @@
+"""What every card of `superpod-bench torch` runs: all-reduce on several backends of torch.distributed, in turn."""
+
+from __future__ import annotations
+
+import sys
+import time
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from superpod.benchmarks import data
+from superpod.benchmarks.job import Reporter
+from superpod.benchmarks.torch_peers import OURS, TorchPlan
+
+_MOST_CALLS = 50  # in one turn
+
+
+def main(argv: list[str]) -> None:
+    plan = TorchPlan.from_json(argv[0])
+    dist.init_process_group(OURS)
+    groups = {name: None if name == OURS else dist.new_group(backend=name) for name in plan.backends}
+    with Reporter(argv[1] if dist.get_rank() == 0 else None) as reporter:
+        for nbytes in plan.sizes:
+            reporter.send(_measure(plan, nbytes, groups))
+    dist.destroy_process_group()
+
+
+def _measure(plan: TorchPlan, nbytes: int, groups: dict[str, Any]) -> dict[str, Any]:
+    """One size on all backends: a first turn of one call shows how many calls are affordable, then they take turns."""
+    array = np.empty(nbytes // np.dtype(plan.dtype).itemsize, plan.dtype)
+    calls = {}
+    wrong = dict.fromkeys(groups, 0)
+    for name, group in groups.items():
+        times, wrong[name] = _turn(array, group, 2)
+        calls[name] = max(1, min(_MOST_CALLS, int(plan.budget / plan.turns / max(times))))
+    seconds: dict[str, list[float]] = {name: [] for name in groups}
+    for _ in range(plan.turns):
+        for name, group in groups.items():
+            times, mistakes = _turn(array, group, calls[name])
+            seconds[name] += times
+            wrong[name] += mistakes
+    return {
+        "world_size": dist.get_world_size(),
+        "nbytes": nbytes,
+        "dtype": plan.dtype,
+        "backends": {name: _summary(seconds[name], wrong[name]) for name in groups},
+    }
+
+
+def _turn(array: np.ndarray[Any, Any], group: Any, calls: int) -> tuple[list[float], int]:
+    """(seconds of each call on its slowest rank, wrong elements on all ranks); the same on every rank.
+
+    Calls follow one another; before the last one the data are made afresh and the ranks meet: its result is checked.
+    """
+    kind = {"op": "sum", "dtype": array.dtype, "world_size": dist.get_world_size()}
+    brought, wanted = [data.contribution(dist.get_rank(), **kind)], [data.reduced(**kind)]
+    tensor = torch.from_numpy(array)
+    times = []
+    for call in range(calls):
+        if call in (0, calls - 1):
+            data.fill(array, brought)
+            dist.barrier(group)
+        start = time.perf_counter()
+        dist.all_reduce(tensor, group=group)
+        times.append(time.perf_counter() - start)
+    slowest = torch.tensor(times, dtype=torch.float64)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+    wrong = torch.tensor([data.count_wrong(array, wanted)])
+    dist.all_reduce(wrong)
+    return slowest.tolist(), int(wrong)
+
+
+def _summary(seconds: list[float], wrong: int) -> dict[str, Any]:
+    figures = {"median_us": median(seconds), "min_us": min(seconds), "max_us": max(seconds)}
+    return {name: round(value * 1e6, 3) for name, value in figures.items()} | {"calls": len(seconds), "wrong": wrong}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,256 @@
+"""One card's end of a group: numbers its collectives, chooses algorithms, runs plans, and notices disagreement.
+
+It knows arrays as flat spaces and calls as words; what a user's arguments mean is the communicator's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any
+
+import numpy as np
+from superpod.collectives.select import Choice, Selector
+
+from superpod.collectives import algorithms
+from superpod.collectives.execute import Array, Bounds, Plan, bind, run
+from superpod.collectives.schedule import Schedule
+from superpod.collectives.statistics import Statistics
+from superpod.collectives.work import MessageWork, Work, Worker
+from superpod.interconnect.errors import InvalidValue, SuperpodError
+from superpod.interconnect.group import mismatch
+from superpod.interconnect.mesh import Mesh
+from superpod.interconnect.streams import Pending
+from superpod.interconnect.wire import Header
+
+log = logging.getLogger("superpod")
+
+_HISTORY = 64  # calls that a card remembers, to answer those who still wait in one of them
+_PREPARED = 512  # calls whose plans are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A collective as its ranks must agree on it.
+
+    Attributes:
+        collective: its name.
+        text: the call in words, equal on all ranks if and only if they agree.
+        nbytes: S, the size that selection goes by, equal on all ranks [B].
+        root: group rank of the root, else 0.
+        algorithm: the one that the user wants; None leaves it to the selector.
+        equal_blocks: whether all blocks have one length.
+    """
+
+    collective: str
+    text: str
+    nbytes: int
+    root: int = 0
+    algorithm: str | None = None
+    equal_blocks: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything about a call that does not change from one time to the next."""
+
+    choice: Choice
+    plan: Plan
+    schedule: Schedule
+
+
+class Engine:
+    """A group's end on this card."""
+
+    def __init__(
+        self, mesh: Mesh, ranks: Sequence[int], name: str, selector: Selector, statistics: Statistics, timeout: float
+    ) -> None:
+        """`ranks`: the members' ranks in the mesh, in group order; `timeout` of a call in seconds."""
+        self.mesh = mesh
+        self.ranks = tuple(ranks)
+        self.rank = self.ranks.index(mesh.rank)
+        self.world_size = len(self.ranks)
+        self.name = name
+        self.timeout = timeout
+        self.last: Choice | None = None
+        self.statistics = statistics
+        self._selector = selector
+        self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
+        self._next = 0  # the number of the next collective
+        self._texts: dict[int, str] = {}  # number → what this card called, for the last _HISTORY ones
+        self._asked: dict[int, tuple[int, str]] = {}  # number to come → (peer that waits in it, its call)
+        self._order = RLock()
+        self.worker = Worker(f"superpod {name}")
+        self.group = mesh.open_group(_ident(name, self.ranks), name, self._on_probe)
+
+    # Issuing
+
+    def issue(self, text: str, action: Callable[[], Any], *, async_op: bool) -> Any:
+        """Carry out `action`, one collective, after those issued before it.
+
+        Returns its result, or with `async_op` a Work. A synchronous call runs in the caller's thread unless
+        asynchronous ones are before it in the queue.
+        """
+        work = Work(text)
+        with self._order:
+            if not async_op and (self.worker.outstanding == 0 or self.worker.is_current_thread()):
+                return action()
+            self.worker.put(work, action)
+        return work if async_op else work.wait()
+
+    def run(
+        self,
+        call: Call,
+        spaces: Sequence[Array],
+        layout: tuple[Any, ...],
+        banks: Callable[[int], tuple[Bounds, ...]],
+        *,
+        reduce: np.ufunc | None = None,
+        timeout: float | None = None,
+        after: Callable[[Plan, Sequence[Array]], None] | None = None,
+        before: Callable[[Plan, Sequence[Array]], None] | None = None,
+    ) -> None:
+        """Run a collective on `spaces`; call this from an action that was issued.
+
+        Args:
+            spaces: the given 1-D contiguous arrays of one dtype (none: bytes); the plan's scratch is added.
+            layout: what, beside the call, decides the plan: lengths of the arrays and blocks. Hashable.
+            banks: number of chunks → chunk bounds of the banks (see `bind`).
+            before, after: called with the plan and all spaces, to move blocks into and out of scratch.
+        """
+        start = time.perf_counter()
+        sequence, self._next = self._next, self._next + 1
+        self._announce(sequence, call.text)
+        prepared = self._prepare(call, len(spaces), layout, banks)
+        self.last = prepared.choice
+        plan = prepared.plan
+        if plan.scratch:
+            spaces = (*spaces, np.empty(plan.scratch, spaces[0].dtype if spaces else np.uint8))
+        if before is not None:
+            before(plan, spaces)
+        try:
+            run(
+                plan,
+                spaces,
+                self.mesh,
+                self.group,
+                self.ranks,
+                reduce=reduce,
+                sequence=sequence,
+                text=call.text,
+                seconds=self.timeout if timeout is None else timeout,
+            )
+        except SuperpodError as error:
+            self.mesh.fail_group(self.group, error)
+            raise
+        except BaseException as error:
+            self.mesh.fail_group(self.group, SuperpodError(f"{type(error).__name__} in {call.text}: {error}"))
+            raise
+        if after is not None:
+            after(plan, spaces)
+        self.statistics.count(call.collective, prepared.choice.algorithm, call.nbytes, time.perf_counter() - start)
+
+    def _prepare(
+        self, call: Call, given: int, layout: tuple[Any, ...], banks: Callable[[int], tuple[Bounds, ...]]
+    ) -> Prepared:
+        key = (call.text, call.algorithm, given, layout)
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            choice = self._choose(call)
+            schedule = algorithms.build(call.collective, choice.algorithm, self.world_size, call.root)
+            plan = bind(schedule, self.rank, banks(schedule.nchunks), given)
+            prepared = self._prepared[key] = Prepared(choice, plan, schedule)
+            if len(self._prepared) > _PREPARED:
+                self._prepared.popitem(last=False)
+            if self.rank == 0:
+                log.info(
+                    "%s of group %s, %d ranks: %s, %s",
+                    call.text,
+                    self.name,
+                    self.world_size,
+                    choice.algorithm,
+                    choice.reason,
+                )
+        return prepared
+
+    def _choose(self, call: Call) -> Choice:
+        if call.algorithm is None:
+            return self._selector.choose(call.collective, call.nbytes, self.world_size, equal_blocks=call.equal_blocks)
+        wanted = algorithms.get(call.collective, call.algorithm)
+        if wanted.equal_blocks and not call.equal_blocks:
+            raise InvalidValue(f"algorithm={call.algorithm!r} needs blocks of one length; {call.text} has several")
+        return Choice(call.algorithm, "asked for in the call")
+
+    # Point to point
+
+    def send(self, array: Array, peer: int, tag: int, label: str, timeout: float | None) -> MessageWork:
+        """Start sending bytes to group rank `peer`."""
+        what, payload = _message(label, tag), array.data
+        send = self.mesh.send(self.group, self.ranks[peer], tag, payload, text=what)
+        return self._message_work("send", what, peer, send, array.nbytes, timeout, lambda: None)
+
+    def recv(
+        self, array: Array, peer: int, tag: int, label: str, timeout: float | None, finish: Callable[[], Any]
+    ) -> MessageWork:
+        """Start receiving bytes from group rank `peer`; the work's result is what `finish` returns."""
+        what = _message(label, tag)
+        receive = self.mesh.receive(self.group, self.ranks[peer], tag, array, text=what)
+        return self._message_work("recv", what, peer, receive, array.nbytes, timeout, finish)
+
+    def _message_work(
+        self,
+        operation: str,
+        what: str,
+        peer: int,
+        pending: Pending,
+        nbytes: int,
+        timeout: float | None,
+        finish: Callable[[], Any],
+    ) -> MessageWork:
+        self.statistics.count(operation, "direct", nbytes, 0.0)
+        seconds = self.timeout if timeout is None else timeout
+        return MessageWork(f"{operation} of {what}", self.mesh, self.group, (pending,), seconds, finish)
+
+    # Agreement
+
+    def _announce(self, sequence: int, text: str) -> None:
+        """Remember what this card calls as number `sequence`; fail if a peer that waits in it called something else."""
+        self._texts[sequence] = text
+        self._texts.pop(sequence - _HISTORY, None)
+        if self._asked and (asked := self._asked.pop(sequence, None)) is not None and asked[1] != text:
+            error = self._mismatch(asked[0], asked[1], text, sequence)
+            self.mesh.fail_group(self.group, error)
+            raise error
+
+    def _on_probe(self, peer: int, header: Header) -> None:
+        """`peer` waits for this card in a collective: compare its call with this card's of the same number."""
+        mine = self._texts.get(header.sequence)
+        if mine is not None and mine != header.text:
+            self.mesh.fail_group_locked(self.group, self._mismatch(peer, header.text, mine, header.sequence))
+        elif mine is None and header.sequence >= self._next and header.tag < 0:
+            self._asked[header.sequence] = (peer, header.text)
+
+    def _mismatch(self, peer: int, theirs: str, mine: str, sequence: int) -> SuperpodError:
+        return mismatch(self.group, (peer, f"{theirs} (#{sequence})"), (self.mesh.rank, f"{mine} (#{sequence})"))
+
+    def close(self) -> None:
+        """End the worker and forget the group."""
+        self.worker.stop(timeout=1.0)
+        self.mesh.close_group(self.group)
+
+
+def _message(label: str, tag: int) -> str:
+    """A message in words, the same for its sender and its receiver. Raises InvalidValue for a wrong tag."""
+    if not 0 <= tag < 1 << 31:
+        raise InvalidValue(f"tag={tag} must be 0 to 2^31 - 1")
+    return f"a message of {label}, tag {tag}"
+
+
+def _ident(name: str, ranks: Sequence[int]) -> int:
+    """64 bits that all members derive alike, without asking one another."""
+    return int.from_bytes(hashlib.blake2b(f"{name}/{tuple(ranks)}".encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,169 @@
+"""The collectives on flat arrays: what each one's arguments mean in slots and blocks. numpy and torch users share them.
+
+Every array here is 1-D and contiguous. What only moves is given as bytes (uint8), so its dtype does not matter; `label`
+names the user's dtype in the call's words. Blocks are lengths per group rank, in elements of the array. All functions
+run at once and are called from an action that was issued on the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from superpod.collectives.engine import Call, Engine
+from superpod.collectives.execute import Array, Bounds, Plan, block_bounds, even_bounds
+from superpod.collectives.operations import Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may add to a call: an algorithm by name, and a time limit in seconds."""
+
+    algorithm: str | None = None
+    timeout: float | None = None
+
+
+def all_reduce(engine: Engine, array: Array, op: Operation, label: str, options: Options) -> None:
+    """Reduce `array` (of op.wide) over all ranks, in place on every rank."""
+    call = Call("all_reduce", f"all_reduce({array.size} × {label}, {op.name})", array.nbytes, 0, options.algorithm)
+    _run_even(engine, call, array, options, op.ufunc)
+    op.finish(array, engine.world_size)
+
+
+def reduce(engine: Engine, array: Array, op: Operation, root: int, label: str, options: Options) -> None:
+    """Reduce `array` (of op.wide) in place at the root; the other ranks' arrays are used up."""
+    text = f"reduce({array.size} × {label}, {op.name}, root {root})"
+    _run_even(engine, Call("reduce", text, array.nbytes, root, options.algorithm), array, options, op.ufunc)
+    if engine.rank == root:
+        op.finish(array, engine.world_size)
+
+
+def broadcast(engine: Engine, array: Array, root: int, label: str, options: Options) -> None:
+    """Copy the root's bytes into every rank's."""
+    text = f"broadcast({label}, root {root})"
+    _run_even(engine, Call("broadcast", text, array.nbytes, root, options.algorithm), array, options, None)
+
+
+def barrier(engine: Engine, options: Options) -> None:
+    """Return once every rank has entered."""
+    call = Call("barrier", "barrier()", 1, 0, options.algorithm)
+    _run_even(engine, call, np.zeros(1, np.uint8), options, np.maximum)
+
+
+def all_gather(engine: Engine, out: Array, blocks: Sequence[int], label: str, options: Options) -> None:
+    """Fill `out` (bytes), block by block; this rank's own block is in place already."""
+    call = Call("all_gather", f"all_gather({label})", out.nbytes, 0, options.algorithm, _equal(blocks))
+    _run_blocks(engine, call, (out,), blocks, options)
+
+
+def reduce_scatter(
+    engine: Engine, array: Array, blocks: Sequence[int], op: Operation, label: str, options: Options
+) -> Array:
+    """Reduce `array` (of op.wide) over all ranks; returns this rank's block of it. The rest is used up."""
+    text = f"reduce_scatter({label}, {op.name})"
+    call = Call("reduce_scatter", text, array.nbytes, 0, options.algorithm, _equal(blocks))
+    _run_blocks(engine, call, (array,), blocks, options, reduce=op.ufunc)
+    start = sum(blocks[: engine.rank])
+    own = array[start : start + blocks[engine.rank]]
+    op.finish(own, engine.world_size)
+    return own
+
+
+def all_to_all(
+    engine: Engine,
+    array: Array,
+    out: Array,
+    blocks: Sequence[int],
+    out_blocks: Sequence[int],
+    label: str,
+    options: Options,
+    *,
+    equal: bool,
+) -> None:
+    """Send block q of `array` (bytes) to rank q, and take rank q's into block q of `out`.
+
+    `equal`: all blocks of all ranks have one length. Every rank must say the same, so it can't be found out here.
+    """
+    call = Call("all_to_all", f"all_to_all({label})", array.nbytes if equal else 0, 0, options.algorithm, equal)
+
+    def banks(nchunks: int) -> tuple[Bounds, ...]:
+        return block_bounds(blocks, nchunks), block_bounds(out_blocks, nchunks)
+
+    engine.run(call, (array, out), (tuple(blocks), tuple(out_blocks)), banks, timeout=options.timeout)
+
+
+def gather(engine: Engine, own: Array, out: Array | None, root: int, label: str, options: Options) -> None:
+    """Collect every rank's bytes, all of one length, in the root's `out`."""
+    blocks = [own.nbytes] * engine.world_size
+    call = Call("gather", f"gather({label}, root {root})", sum(blocks), root, options.algorithm)
+    if engine.rank == root:
+        assert out is not None
+        out[root * own.nbytes : (root + 1) * own.nbytes] = own
+        _run_blocks(engine, call, (out,), blocks, options)
+    else:
+        _run_blocks(engine, call, (), blocks, options, put=own)
+
+
+def scatter(engine: Engine, array: Array | None, own: Array, root: int, label: str, options: Options) -> None:
+    """Give every rank its block of the root's bytes in `own`, all of one length."""
+    blocks = [own.nbytes] * engine.world_size
+    call = Call("scatter", f"scatter({label}, root {root})", sum(blocks), root, options.algorithm)
+    if engine.rank == root:
+        assert array is not None
+        _run_blocks(engine, call, (array,), blocks, options)
+        own[...] = array[root * own.nbytes : (root + 1) * own.nbytes]
+    else:
+        _run_blocks(engine, call, (), blocks, options, fetch=own)
+
+
+def _run_even(engine: Engine, call: Call, array: Array, options: Options, reduce: np.ufunc | None) -> None:
+    engine.run(
+        call, (array,), (array.size,), lambda k: (even_bounds(array.size, k),), reduce=reduce, timeout=options.timeout
+    )
+
+
+def _run_blocks(
+    engine: Engine,
+    call: Call,
+    spaces: tuple[Array, ...],
+    blocks: Sequence[int],
+    options: Options,
+    *,
+    reduce: np.ufunc | None = None,
+    put: Array | None = None,
+    fetch: Array | None = None,
+) -> None:
+    """Run a collective with one block a rank. `put` and `fetch` are this rank's block where it lies in scratch."""
+
+    def own_block(plan: Plan, spaces: Sequence[Array]) -> Array:
+        chunks = plan.nchunks // engine.world_size
+        first, last = plan.places[engine.rank * chunks], plan.places[(engine.rank + 1) * chunks - 1]
+        block: Array = spaces[first.space][first.start : last.stop]
+        return block
+
+    def before(plan: Plan, spaces: Sequence[Array]) -> None:
+        if put is not None and put.size:
+            own_block(plan, spaces)[...] = put
+
+    def after(plan: Plan, spaces: Sequence[Array]) -> None:
+        if fetch is not None and fetch.size:
+            fetch[...] = own_block(plan, spaces)
+
+    layout: tuple[Any, ...] = tuple(blocks) if not _equal(blocks) else (blocks[0],)
+    engine.run(
+        call,
+        spaces,
+        layout,
+        lambda k: (block_bounds(blocks, k),),
+        reduce=reduce,
+        timeout=options.timeout,
+        before=before,
+        after=after,
+    )
+
+
+def _equal(blocks: Sequence[int]) -> bool:
+    return all(b == blocks[0] for b in blocks)

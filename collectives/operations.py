@@ -1,0 +1,67 @@
+"""What a reduction does, for which dtypes, and in which precision it adds up.
+
+float16 is added up in float32, from the first operand to the last, and rounded once at the end; so is bfloat16, which
+only torch knows. A combination that makes no sense (the minimum of complex numbers, bits of floats, the average of
+integers) is refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from superpod.interconnect.errors import InvalidValue
+
+Array = npt.NDArray[Any]
+
+_UFUNCS: dict[str, np.ufunc] = {
+    "sum": np.add,
+    "avg": np.add,
+    "product": np.multiply,
+    "min": np.minimum,
+    "max": np.maximum,
+    "band": np.bitwise_and,
+    "bor": np.bitwise_or,
+    "bxor": np.bitwise_xor,
+}
+OPERATIONS = tuple(_UFUNCS)
+_KINDS = {  # numpy's kinds: b bool, i and u integers, f floats, c complex
+    "sum": "biufc",
+    "avg": "fc",
+    "product": "biufc",
+    "min": "biuf",
+    "max": "biuf",
+    "band": "biu",
+    "bor": "biu",
+    "bxor": "biu",
+}
+_KIND_NAMES = {"b": "bool", "i": "integers", "u": "unsigned integers", "f": "floating point", "c": "complex"}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A reduction on one dtype: `ufunc` combines arrays of dtype `wide`."""
+
+    name: str
+    ufunc: np.ufunc
+    wide: np.dtype[Any]
+
+    def finish(self, array: Array, world_size: int) -> None:
+        """What remains to be done once all operands are in, in place."""
+        if self.name == "avg":
+            np.divide(array, world_size, out=array)
+
+
+def operation(name: str, dtype: np.dtype[Any]) -> Operation:
+    """Raises InvalidValue for an unknown name, or one that makes no sense for `dtype`."""
+    ufunc = _UFUNCS.get(name)
+    if ufunc is None:
+        raise InvalidValue(f"op={name!r} is unknown; the operations are {', '.join(OPERATIONS)}")
+    if dtype.kind not in _KINDS[name]:
+        able = [n for n, kinds in _KINDS.items() if dtype.kind in kinds]
+        means = f"it works for {', '.join(able)}" if able else "only numbers and bool can be reduced"
+        raise InvalidValue(f"op={name!r} makes no sense for {_KIND_NAMES.get(dtype.kind, 'such')} {dtype}; {means}")
+    return Operation(name, ufunc, np.dtype(np.float32) if dtype == np.float16 else dtype)

@@ -1,0 +1,109 @@
+"""What all groups of a process share: link, mesh, selector, statistics; made once, closed once."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import sys
+from collections.abc import Sequence
+from itertools import count
+
+from superpod.collectives.select import Selector
+
+from superpod.collectives.engine import Engine
+from superpod.collectives.statistics import Statistics
+from superpod.interconnect.control import AbortFlag
+from superpod.interconnect.env import Place, Settings
+from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.link import Link
+from superpod.interconnect.memory_link import MemoryFabric
+from superpod.interconnect.mesh import Mesh
+from superpod.interconnect.rendezvous import AddressBook, DictStore, LauncherStore, Store
+from superpod.interconnect.zmq_link import ZmqLink
+
+_generations = count()  # the meshes of a process, one after the other, may meet in the same store
+
+
+class Runtime:
+    """A card's part in a job. Closed at the latest when the interpreter ends."""
+
+    def __init__(self, mesh: Mesh, settings: Settings, world_size: int, store: LauncherStore | None = None) -> None:
+        self.mesh = mesh
+        self.world_size = world_size
+        self.statistics = Statistics(mesh.rank, settings.directory)
+        self._selector = Selector(settings.overrides)
+        self._store = store
+        if settings.debug == "info":
+            _log_to_stderr()
+        atexit.register(self.close)
+
+    @staticmethod
+    def from_settings(settings: Settings, place: Place, store: Store | None = None) -> Runtime:
+        """The runtime of this process.
+
+        Args:
+            store: where the cards meet; by default the launcher's.
+        Raises:
+            InvalidValue: there are several cards and no store.
+        """
+        Selector(settings.overrides)  # a wrong override is told before anything is opened
+        link = ZmqLink(place.rank, directory=settings.directory, transport=settings.transport)
+        own_store: LauncherStore | None = None
+        if store is None:
+            if settings.store is not None:
+                store = own_store = LauncherStore(settings.store, link.context)
+            elif place.world_size == 1:
+                store = DictStore()
+            else:
+                link.close(0)
+                raise InvalidValue(
+                    f"WORLD_SIZE={place.world_size} but there is no SUPERPOD_STORE to meet the other cards in; "
+                    "start with superpod-run, or use torch.distributed, which brings a store of its own"
+                )
+        abort = AbortFlag(settings.directory) if settings.directory is not None else None
+        return Runtime(
+            _mesh(link, AddressBook(store, f"superpod/mesh/{next(_generations)}"), settings, abort),
+            settings,
+            place.world_size,
+            own_store,
+        )
+
+    @staticmethod
+    def in_memory(n: int, settings: Settings) -> list[Runtime]:
+        """The runtimes of n cards that are threads of this process."""
+        fabric, book = MemoryFabric(n), AddressBook(DictStore(), "superpod/mesh")
+        return [Runtime(_mesh(link, book, settings, None), settings, n) for link in fabric.links]
+
+    def engine(self, ranks: Sequence[int], name: str, timeout: float) -> Engine:
+        """This card's end of a new group."""
+        return Engine(self.mesh, ranks, name, self._selector, self.statistics, timeout)
+
+    def join(self, ranks: Sequence[int], book: AddressBook) -> None:
+        """Meet `ranks` in another store than the first one's, whose world they need not belong to."""
+        book.publish(self.mesh.rank, self.mesh.link.address)
+        self.mesh.learn(ranks, book)
+
+    def close(self) -> None:
+        """Tell the launcher what was done, leave the mesh. Idempotent."""
+        atexit.unregister(self.close)
+        if self.mesh.closed:
+            return
+        self.statistics.tell()
+        if self._store is not None:
+            self._store.close()
+        self.mesh.close()
+
+
+def _mesh(link: Link, book: AddressBook, settings: Settings, abort: AbortFlag | None) -> Mesh:
+    book.publish(link.rank, link.address)
+    return Mesh(link, book, segment=settings.segment, window=settings.window, patience=settings.timeout, abort=abort)
+
+
+def _log_to_stderr() -> None:
+    log = logging.getLogger("superpod")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("superpod: %(message)s"))
+        log.addHandler(handler)
+        log.propagate = False

@@ -1,0 +1,62 @@
+"""`torch.distributed.init_process_group("superpod")`: makes process groups, which share one mesh a process.
+
+Importing this module makes the backend known to torch, for programs that switched torch's own discovery off.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch.distributed as dist
+
+from superpod.collectives import torch_backend_entry
+from superpod.collectives.runtime import Runtime
+from superpod.collectives.torch_backend_group import SuperpodProcessGroup
+from superpod.interconnect.env import Place, Settings
+from superpod.interconnect.rendezvous import AddressBook, TorchStore
+
+torch_backend_entry.register()
+
+
+class _Card:
+    """This process's part in the job: its runtime, and the groups that use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runtime: Runtime | None = None
+        self._groups: set[int] = set()
+        self._spans_world = False  # the runtime met all ranks in the default group's store
+
+    def open(self, options: Any) -> SuperpodProcessGroup:
+        store, rank, size = TorchStore(options.store), options.group_rank, options.group_size
+        ranks = list(options.global_ranks_in_group) or list(range(size))
+        with self._lock:
+            if self._runtime is None:
+                place = Place(ranks[rank], max(max(ranks) + 1, size), ranks[rank], size)
+                self._runtime = Runtime.from_settings(Settings.read(), place, store)
+                self._spans_world = not dist.is_initialized()
+            elif not self._spans_world:
+                self._runtime.join(ranks, AddressBook(store, "superpod/group"))
+            engine = self._runtime.engine(ranks, options.group_id, options.timeout.total_seconds())
+            group = SuperpodProcessGroup(engine, self._release)
+            self._groups.add(id(engine))
+            return group
+
+    def _release(self, engine: Any) -> None:
+        with self._lock:
+            if id(engine) not in self._groups:
+                return
+            self._groups.remove(id(engine))
+            engine.close()
+            if not self._groups and self._runtime is not None:
+                self._runtime.close()
+                self._runtime = None
+
+
+_card = _Card()
+
+
+def create_process_group(options: Any, group_options: Any) -> SuperpodProcessGroup:
+    """What torch calls for every group; `options` has store, group_rank, group_size, timeout, group_id and ranks."""
+    return _card.open(options)

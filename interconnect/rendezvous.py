@@ -1,0 +1,169 @@
+"""Who is where: a key-value store in which every card publishes its address and finds its peers' on demand.
+
+Three fillings: torch's Store, whichever the script brought; the launcher's own, served by superpod-run; a dictionary
+for cards that are threads of one process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from datetime import timedelta
+from typing import Any, Protocol
+
+import msgpack
+import zmq
+
+from superpod.interconnect.errors import DeadlineExceeded, InvalidValue
+
+MAX_VALUE = 64 * 1024  # bytes of one key or value
+
+
+class Store(Protocol):
+    """A key-value store that all cards of a job share."""
+
+    def set(self, key: str, value: bytes) -> None: ...
+
+    def get(self, key: str, timeout: float) -> bytes:
+        """The key's value, waiting for it at most `timeout` seconds. Raises DeadlineExceeded."""
+        ...
+
+
+class TorchStore:
+    """torch.distributed's Store (TCPStore, FileStore, HashStore, PrefixStore, ...), without importing torch."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def set(self, key: str, value: bytes) -> None:
+        self._store.set(key, value)
+
+    def get(self, key: str, timeout: float) -> bytes:
+        try:
+            self._store.wait([key], timedelta(seconds=timeout))
+        except RuntimeError as error:
+            raise _missing(key, timeout) from error
+        return bytes(self._store.get(key))
+
+
+class DictStore:
+    """A dictionary, for cards that are threads of one process."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, bytes] = {}
+        self._changed = threading.Condition()
+
+    def set(self, key: str, value: bytes) -> None:
+        with self._changed:
+            self._values[key] = value
+            self._changed.notify_all()
+
+    def get(self, key: str, timeout: float) -> bytes:
+        with self._changed:
+            if not self._changed.wait_for(lambda: key in self._values, timeout):
+                raise _missing(key, timeout)
+            return self._values[key]
+
+
+class LauncherStore:
+    """A card's end of the launcher's own store. One request at a time; any thread."""
+
+    def __init__(self, endpoint: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.connect(endpoint)
+        self._lock = threading.Lock()
+        self._request = 0
+
+    def set(self, key: str, value: bytes) -> None:
+        if len(value) > MAX_VALUE:
+            raise InvalidValue(f"value of {len(value)} B for {key!r} is longer than the {MAX_VALUE} B a store keeps")
+        with self._lock:
+            self._socket.send(msgpack.packb(("set", 0, key, value)))
+
+    def get(self, key: str, timeout: float) -> bytes:
+        end = time.monotonic() + timeout
+        with self._lock:
+            self._request += 1
+            self._socket.send(msgpack.packb(("get", self._request, key, b"")))
+            while (rest := end - time.monotonic()) > 0:
+                if not self._socket.poll(int(rest * 1000) + 1):
+                    break
+                request, value = msgpack.unpackb(self._socket.recv())
+                if request == self._request:  # else the late answer to a request that was given up
+                    return bytes(value)
+        raise _missing(key, timeout)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class StoreServer:
+    """The launcher's store. It owns no thread: poll `fileno()`, then call `serve()`, which never blocks."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_VALUE + 1024)
+        self._socket.setsockopt(zmq.BACKLOG, 4096)
+        self._socket.bind(endpoint)
+        self._values: dict[str, bytes] = {}
+        self._waiting: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
+
+    def fileno(self) -> int:
+        return int(self._socket.FD)
+
+    def serve(self) -> None:
+        """Handle every request that has arrived; a request that makes no sense is left unanswered."""
+        while True:
+            try:
+                client, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                operation, request, key, value = msgpack.unpackb(parts[0])
+                self._handle(client, operation, int(request), str(key), bytes(value))
+            except (ValueError, TypeError, IndexError, msgpack.UnpackException):
+                continue
+
+    def _handle(self, client: bytes, operation: str, request: int, key: str, value: bytes) -> None:
+        if operation == "set":
+            self._values[key] = value
+            for waiter, number in self._waiting.pop(key, ()):
+                self._socket.send_multipart([waiter, msgpack.packb((number, value))])
+        elif operation == "get":
+            if key in self._values:
+                self._socket.send_multipart([client, msgpack.packb((request, self._values[key]))])
+            else:
+                self._waiting[key].append((client, request))
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+
+
+class AddressBook:
+    """The cards' addresses in a store, under a prefix that tells this mesh from the next one in the same store."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+
+    def publish(self, rank: int, address: str) -> None:
+        self._store.set(f"{self._prefix}/{rank}", address.encode())
+
+    def find(self, rank: int, timeout: float) -> str:
+        """Raises DeadlineExceeded naming the rank that never published its address."""
+        try:
+            return self._store.get(f"{self._prefix}/{rank}", timeout).decode()
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(
+                f"rank {rank} has not joined within {timeout:.1f} s: it is not started, or dead"
+            ) from error
+
+
+def _missing(key: str, timeout: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"nobody set {key!r} in the store within {timeout:.1f} s")

@@ -1,0 +1,204 @@
+"""Ordered streams of messages with flow control: what a card has been asked to send and receive, and has not finished.
+
+A stream is (peer, group, tag). Each has a window: so many bytes may be under way and not yet consumed by a receive.
+Messages that nobody has asked for yet wait in the receiver's memory, never more than a window a stream. Credit goes
+back half a window at a time, so that small messages cost no acknowledgements.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from superpod.interconnect.errors import SuperpodError
+from superpod.interconnect.link import Buffer, Link
+from superpod.interconnect.wire import Header, Kind, encode
+
+Array = npt.NDArray[Any]
+StreamKey = tuple[int, int, int]  # (peer, group, tag)
+
+FRAME_COST = 256  # bytes that a frame takes from its window beyond its payload, so that empty ones are bounded too
+
+
+@dataclass(slots=True, eq=False)
+class Send:
+    """A message on its way out: done when its last segment was handed to the link, which has its own copy by then."""
+
+    key: StreamKey
+    header: Header
+    payload: memoryview
+    offset: int = 0
+    done: bool = False
+    error: SuperpodError | None = None
+
+    @property
+    def peer(self) -> int:
+        return self.key[0]
+
+    def call(self) -> str:
+        return f"{self.header.text} (#{self.header.sequence})"
+
+
+@dataclass(slots=True, eq=False)
+class Receive:
+    """A message that is expected: where it goes, and whether it is added there.
+
+    Attributes:
+        key: the stream that it comes on.
+        into: 1-D contiguous array that takes it; its bytes are the message's length.
+        reduce: ufunc that combines what is there with what arrives; None overwrites.
+        sequence, step, text: the receiver's own call, compared with the sender's.
+    """
+
+    key: StreamKey
+    into: Array
+    reduce: np.ufunc | None
+    sequence: int
+    step: int
+    text: str
+    got: int = 0
+    done: bool = False
+    error: SuperpodError | None = None
+
+    @property
+    def peer(self) -> int:
+        return self.key[0]
+
+    def call(self) -> str:
+        return f"{self.text} (#{self.sequence})"
+
+    def expects(self, header: Header) -> bool:
+        """Whether `header` is that of the awaited segment of the awaited message."""
+        if header.offset:
+            return header.offset == self.got
+        return (
+            header.text == self.text
+            and header.sequence == self.sequence
+            and header.step == self.step
+            and header.nbytes == self.into.nbytes
+            and self.got == 0
+        )
+
+    def accept(self, header: Header, payload: Buffer) -> None:
+        """Put one segment in its place; the last one makes the receive done."""
+        into = self.into
+        if payload:
+            start = header.offset // into.itemsize
+            part = into[start : start + len(payload) // into.itemsize]
+            incoming = np.frombuffer(payload, into.dtype)
+            if self.reduce is None:
+                part[...] = incoming
+            else:
+                self.reduce(part, incoming, out=part)
+        self.got += len(payload)
+        self.done = self.got == into.nbytes
+
+
+Pending = Send | Receive
+
+
+@dataclass(slots=True)
+class _Outlet:
+    outstanding: int = 0  # bytes sent that the receiver has not consumed, with FRAME_COST a frame
+    backlog: deque[Send] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class _Inlet:
+    posted: deque[Receive] = field(default_factory=deque)
+    early: deque[tuple[Header, Buffer]] = field(default_factory=deque)
+    consumed: int = 0  # bytes consumed that the sender has not been credited with yet
+
+
+class Streams:
+    """All streams of one card. One thread at a time."""
+
+    def __init__(self, link: Link, segment: int, window: int, on_mismatch: Callable[[Receive, Header], None]) -> None:
+        """`segment` and `window` in bytes; `on_mismatch` hears of a message that is not the one that was awaited."""
+        self.bytes_sent = 0  # payload bytes handed to the link
+        self._link = link
+        self._segment = max(64, segment // 64 * 64)  # whole elements of every dtype
+        self._window = max(window, self._segment)
+        self._on_mismatch = on_mismatch
+        self._outlets: dict[StreamKey, _Outlet] = defaultdict(_Outlet)
+        self._inlets: dict[StreamKey, _Inlet] = defaultdict(_Inlet)
+
+    def send(self, send: Send) -> None:
+        outlet = self._outlets[send.key]
+        outlet.backlog.append(send)
+        if len(outlet.backlog) == 1:
+            self._push(outlet)
+
+    def receive(self, receive: Receive) -> None:
+        inlet = self._inlets[receive.key]
+        inlet.posted.append(receive)
+        if inlet.early and inlet.posted[0] is receive:
+            self._match(receive.key, inlet)
+
+    def arrive(self, key: StreamKey, header: Header, payload: Buffer) -> None:
+        """A DATA frame has come in."""
+        inlet = self._inlets[key]
+        inlet.early.append((header, payload))
+        if inlet.posted:
+            self._match(key, inlet)
+
+    def credit(self, key: StreamKey, nbytes: int) -> None:
+        """The receiver has consumed `nbytes` of the stream."""
+        outlet = self._outlets[key]
+        outlet.outstanding = max(0, outlet.outstanding - nbytes)
+        self._push(outlet)
+
+    def cancel(self, pendings: Sequence[Pending]) -> None:
+        """Let go of the callers' buffers."""
+        for p in pendings:
+            if isinstance(p, Receive):
+                if (inlet := self._inlets.get(p.key)) and p in inlet.posted:
+                    inlet.posted.remove(p)
+            elif (outlet := self._outlets.get(p.key)) and p in outlet.backlog:
+                outlet.backlog.remove(p)
+
+    def forget(self, group: int) -> None:
+        """Drop all streams of a group."""
+        self._outlets = defaultdict(_Outlet, {k: v for k, v in self._outlets.items() if k[1] != group})
+        self._inlets = defaultdict(_Inlet, {k: v for k, v in self._inlets.items() if k[1] != group})
+
+    def _match(self, key: StreamKey, inlet: _Inlet) -> None:
+        """Hand early segments to the receives that wait for them."""
+        while inlet.posted and inlet.early:
+            receive = inlet.posted[0]
+            header, payload = inlet.early[0]
+            if not receive.expects(header):
+                self._on_mismatch(receive, header)
+                return
+            inlet.early.popleft()
+            receive.accept(header, payload)
+            inlet.consumed += len(payload) + FRAME_COST
+            if receive.done:
+                inlet.posted.popleft()
+        if inlet.consumed >= self._window // 2:
+            peer, group, tag = key
+            self._link.post(peer, encode(Header(Kind.CREDIT, group, tag, nbytes=inlet.consumed)), b"")
+            inlet.consumed = 0
+
+    def _push(self, outlet: _Outlet) -> None:
+        """Hand to the link what the stream's window lets through."""
+        while outlet.backlog:
+            send = outlet.backlog[0]
+            size = min(self._segment, send.header.nbytes - send.offset)
+            cost = size + FRAME_COST
+            if outlet.outstanding and outlet.outstanding + cost > self._window:
+                return
+            outlet.outstanding += cost
+            h = send.header
+            head = h if send.offset == 0 else Header(h.kind, h.group, h.tag, h.sequence, h.step, h.nbytes, send.offset)
+            self._link.post(send.peer, encode(head), send.payload[send.offset : send.offset + size])
+            self.bytes_sent += size
+            send.offset += size
+            if send.offset == h.nbytes:
+                send.done = True
+                outlet.backlog.popleft()

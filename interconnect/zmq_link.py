@@ -1,0 +1,233 @@
+"""ZeroMQ between cards: one ROUTER socket a card, which both listens and connects, so there is one thing to poll.
+
+Routes. A connection that this card opened to peer p is called b"o" + p; one that p opened is called b"i" + p by the
+routing id that p gave itself. That id carries a token which only those know who read this card's address, so another
+job's card, or anything else that speaks ZeroMQ, is told apart and refused. Frames to p take the first route that exists
+and stay on it, which keeps their order. The high-water marks are off: the mesh's credits bound what is under way.
+
+A frame is [route, u16 length + header + small payload] or [route, u16 length + header, payload].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import select
+import struct
+from collections import deque
+from pathlib import Path
+
+import zmq
+
+from superpod.interconnect.errors import BadFrame, InvalidValue
+from superpod.interconnect.link import Arrival, Broken, Buffer, Refused
+from superpod.interconnect.wire import MAX_HEADER
+
+INLINE = 4096  # bytes; below it a frame of its own costs more than copying the payload behind the header
+_PREFIX = struct.Struct("<H")
+_TOKEN = 8  # bytes
+_MAX_FRAME = (64 << 20) + MAX_HEADER  # bytes; the largest segment that env.py allows
+
+
+class ZmqLink:
+    """A card's ZeroMQ socket. Satisfies the Link contract."""
+
+    name = "zmq"
+
+    def __init__(self, rank: int, *, directory: Path | None = None, transport: str = "ipc") -> None:
+        """Listen for other cards.
+
+        Args:
+            rank: this card.
+            directory: the job's 0700 directory for ipc's socket file; None takes a name without a file.
+            transport: "ipc", or "tcp" on the loopback interface at a port of the kernel's choice.
+        """
+        self.rank = rank
+        self.context = zmq.Context(io_threads=1)
+        self._pid = os.getpid()
+        self._token = secrets.token_bytes(_TOKEN)
+        self._socket = self.context.socket(zmq.ROUTER)
+        self._configure()
+        self._file: Path | None = None
+        self._endpoint = self._bind(directory, transport)
+        self._address = f"{self._endpoint}#{self._token.hex()}#{_host_id()}"
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._routes: dict[int, bytes] = {}  # peer → the route that frames to it take
+        self._senders: dict[bytes, int] = {}  # route → peer
+        self._endpoints: dict[str, int] = {}  # endpoint of a connection that this card opened → peer
+        self._descriptors: dict[int, int] = {}  # descriptor of one that a peer opened → peer
+        self._broken: set[int] = set()
+        self._events: deque[Broken | Refused] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.epoll()
+        for fd in (self._socket.FD, self._monitor.FD, self._wake_fd):
+            self._poll.register(fd, select.EPOLLIN)
+        self._closed = False
+
+    def _configure(self) -> None:
+        for option, value in (
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.SNDHWM, 0),
+            (zmq.RCVHWM, 0),
+            (zmq.LINGER, 0),
+            (zmq.BACKLOG, 4096),
+            (zmq.RECONNECT_IVL, 20),  # ms; only until the peer listens, a broken connection is given up
+            (zmq.MAXMSGSIZE, _MAX_FRAME),
+            (zmq.IPV6, 1),
+        ):
+            self._socket.setsockopt(option, value)
+
+    def _bind(self, directory: Path | None, transport: str) -> str:
+        if transport == "tcp":
+            wanted = "tcp://127.0.0.1:0"
+        elif directory is None:
+            wanted = f"ipc://@superpod-{secrets.token_hex(8)}"
+        else:
+            name = self._file = directory / f"r{self.rank}-{secrets.token_hex(4)}"
+            wanted = f"ipc://{name}"
+            if len(os.fsencode(name)) > zmq.IPC_PATH_MAX_LEN:
+                raise InvalidValue(
+                    f"socket path {name} is longer than the {zmq.IPC_PATH_MAX_LEN} bytes that the system allows; "
+                    "set TMPDIR or XDG_RUNTIME_DIR to a shorter directory"
+                )
+        self._socket.bind(wanted)
+        return self._socket.get_string(zmq.LAST_ENDPOINT)
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    def connect(self, peer: int, address: str) -> None:
+        endpoint, token, host = address.rsplit("#", 2)
+        if host != _host_id():
+            raise InvalidValue(f"rank {peer} is on another host ({endpoint}); this version joins cards of one host")
+        route = b"o%d" % peer
+        self._socket.setsockopt(zmq.ROUTING_ID, b"i" + bytes.fromhex(token) + b"%d" % self.rank)
+        self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, route)
+        self._endpoints[endpoint] = peer
+        self._senders[route] = peer
+        self._routes[peer] = route
+        self._socket.connect(endpoint)
+
+    def reaches(self, peer: int) -> bool:
+        return peer in self._routes
+
+    def peers(self) -> list[int]:
+        return sorted(self._routes)
+
+    def post(self, peer: int, header: bytes, payload: Buffer) -> None:
+        if peer in self._broken:
+            return
+        send = self._socket.send
+        try:
+            send(self._routes[peer], zmq.SNDMORE)
+        except zmq.ZMQError as error:
+            if error.errno == errno.EHOSTUNREACH:  # the peer's own connection has just broken: `take` will tell
+                return
+            raise
+        first = _PREFIX.pack(len(header)) + header
+        if len(payload) <= INLINE:
+            send(first + payload)
+        else:
+            send(first, zmq.SNDMORE)
+            send(payload)
+
+    def take(self) -> Arrival | Refused | Broken | None:
+        while True:
+            try:
+                route = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            parts = [self._socket.recv(copy=False)]
+            while parts[-1].more:
+                parts.append(self._socket.recv(copy=False))
+            if (event := self._sort(route, parts)) is not None:
+                return event
+        # only now that the socket is empty may a break be told: what the peer sent before has been taken
+        return self._events.popleft() if self._events else self._breaks()
+
+    def _sort(self, route: bytes, parts: list[zmq.Frame]) -> Arrival | Refused | None:
+        peer = self._senders.get(route)
+        if peer is None:
+            peer = self._admit(route, parts[0])
+        if peer is None:
+            return Refused(
+                BadFrame(f"message from an unknown sender {route[:32]!r}: it does not know this card's token")
+            )
+        if peer in self._broken:
+            return None
+        head = parts[0].buffer
+        if len(head) < 2 or len(parts) > 2:
+            return Refused(BadFrame(f"message of {len(parts)} parts from rank {peer} is not superpod's"))
+        end = 2 + int.from_bytes(head[:2], "little")
+        if end > len(head) or (len(parts) == 2 and end != len(head)):
+            return Refused(BadFrame(f"torn message from rank {peer}: header of {end - 2} B in {len(head)} B"))
+        return Arrival(peer, head[2:end], head[end:] if len(parts) == 1 else parts[1].buffer)
+
+    def _admit(self, route: bytes, frame: zmq.Frame) -> int | None:
+        """The peer behind a route that is seen for the first time, if it knows the token."""
+        prefix = b"i" + self._token
+        digits = route[len(prefix) :]
+        if not route.startswith(prefix) or not digits.isdigit():
+            return None
+        peer = int(digits)
+        self._senders[route] = peer
+        self._routes.setdefault(peer, route)
+        self._descriptors[int(frame.get(zmq.SRCFD))] = peer
+        return peer
+
+    def _breaks(self) -> Broken | None:
+        while True:
+            try:
+                event, endpoint = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            fd = struct.unpack("=hi", event)[1]
+            peer = self._endpoints.get(endpoint.decode(errors="replace"))
+            if peer is None:
+                peer = self._descriptors.pop(fd, None)
+            else:
+                with contextlib.suppress(zmq.ZMQError):
+                    self._socket.disconnect(endpoint)
+            if peer is None or peer in self._broken:
+                continue
+            if (last := self.take()) is not None:  # came in between the last look at the socket and the break
+                self._events.append(Broken(peer))
+                return last  # type: ignore[return-value]
+            self._broken.add(peer)
+            return Broken(peer)
+
+    def wait(self, seconds: float) -> None:
+        for fd, _ in self._poll.poll(max(seconds, 0)):
+            if fd == self._wake_fd:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(fd)
+
+    def wake(self) -> None:
+        if not self._closed:
+            os.eventfd_write(self._wake_fd, 1)
+
+    def watch(self, fd: int) -> None:
+        self._poll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def close(self, linger: float) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if os.getpid() != self._pid:  # a forked child must leave its parent's context alone
+            return
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=int(linger * 1000))
+        self.context.term()
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        self._poll.close()
+        os.close(self._wake_fd)
+
+
+def _host_id() -> str:
+    """What tells this host from every other; the same in all its processes."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

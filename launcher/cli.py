@@ -1,0 +1,148 @@
+"""superpod-run: the command line → JobSpec → run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from superpod import __version__
+from superpod.interconnect.env import Settings
+from superpod.interconnect.errors import InvalidValue
+from superpod.launcher.agent import run_job
+from superpod.launcher.job import START_METHODS, JobSpec, StreamChoice, compile_script
+
+_USAGE_ERROR, _INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """superpod-run. Returns its exit code: that of the card that failed first, 128 + signal, 2 for a wrong use."""
+    try:
+        spec = job_from(parser().parse_args(argv))
+        Settings.read()  # n cards would complain of the same wrong variable
+        if spec.kind == "script":
+            compile_script(spec.target)  # n cards would show the same syntax error
+        return run_job(spec)
+    except InvalidValue as error:
+        print(f"superpod-run: {error}", file=sys.stderr)
+        return _USAGE_ERROR
+    except SyntaxError as error:
+        print("".join(traceback.format_exception_only(error)), end="", file=sys.stderr)
+        return 1  # as Python does
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def job_from(options: argparse.Namespace) -> JobSpec:
+    """Raises InvalidValue."""
+    kind = "module" if options.module else "program" if options.no_python else "script"
+    return JobSpec(
+        target=options.target,
+        args=tuple(options.args),
+        kind=kind,
+        world_size=options.nproc_per_node,
+        start_method=options.start_method,
+        preload=tuple(options.preload),
+        auto_preload=not options.no_preload,
+        log_dir=options.log_dir,
+        redirects=StreamChoice.parse(options.redirects),
+        tee=StreamChoice.parse(options.tee),
+        shown_ranks=_ranks(options.local_ranks_filter),
+        summary=options.summary,
+        summary_json=options.summary_json,
+        grace=options.grace,
+    )
+
+
+def _ranks(text: str | None) -> frozenset[int] | None:
+    if text is None:
+        return None
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise InvalidValue(f"--local-ranks-filter {text!r} must be ranks with commas between them, such as 0,3")
+    return frozenset(int(part) for part in text.split(","))
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = argparse.ArgumentParser(
+        prog="superpod-run",
+        description="Start n cards on this host: n processes that run the same script, as `python script.py` would.",
+        epilog="Every option goes before the script; everything after it belongs to the script.",
+        allow_abbrev=False,
+    )
+    cli.add_argument("--version", action="version", version=f"superpod {__version__}")
+    cli.add_argument(
+        "-n",
+        "--nproc-per-node",
+        "--nproc_per_node",
+        type=int,
+        metavar="N",
+        default=os.environ.get("PET_NPROC_PER_NODE", "1"),
+        help="number of cards (default 1, or PET_NPROC_PER_NODE)",
+    )
+    what = cli.add_mutually_exclusive_group()
+    what.add_argument("-m", "--module", action="store_true", help="the target is a module, as for `python -m`")
+    what.add_argument(
+        "--no-python", "--no_python", action="store_true", help="the target is any program, started as it is"
+    )
+    _add_start(cli)
+    _add_output(cli)
+    cli.add_argument("target", metavar="script", help="the script (the module with -m, the program with --no-python)")
+    cli.add_argument("args", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments")
+    return cli
+
+
+def _add_start(cli: argparse.ArgumentParser) -> None:
+    start = cli.add_argument_group("start and end")
+    start.add_argument(
+        "--start-method",
+        "--start_method",
+        choices=START_METHODS,
+        default="fork",
+        help="fork: from a process that has imported what the script needs (default); exec: fresh interpreters",
+    )
+    start.add_argument(
+        "--preload",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this, too, before the fork (repeatable)",
+    )
+    start.add_argument(
+        "--no-preload",
+        action="store_true",
+        help="do not look for what the script imports; each card imports for itself",
+    )
+    start.add_argument(
+        "--grace",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="time from SIGTERM to SIGKILL for cards that do not end by themselves (default 5)",
+    )
+
+
+def _add_output(cli: argparse.ArgumentParser) -> None:
+    output = cli.add_argument_group("output")
+    output.add_argument(
+        "--log-dir",
+        "--log_dir",
+        type=Path,
+        metavar="DIR",
+        help="keep each card's output in DIR/rank<r>.stdout and .stderr, besides the console",
+    )
+    streams = "0 none, 1 stdout, 2 stderr, 3 both; or rank:streams pairs such as 0:3,1:2; needs --log-dir"
+    output.add_argument("-t", "--tee", default="0", metavar="S", help=f"these to the console and to files: {streams}")
+    output.add_argument("-r", "--redirects", default="0", metavar="S", help=f"these to files only: {streams}")
+    output.add_argument(
+        "--local-ranks-filter",
+        "--local_ranks_filter",
+        metavar="RANKS",
+        help="the console shows only these ranks, such as 0,3",
+    )
+    output.add_argument("--summary", action="store_true", help="print a closing table of what the cards did")
+    output.add_argument(
+        "--summary-json", "--summary_json", type=Path, metavar="FILE", help="write the closing summary as JSON"
+    )

@@ -1,0 +1,166 @@
+"""What is to be run, checked before anything starts: every refusal names the value, the rule and the way out."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType
+
+from superpod.interconnect.errors import InvalidValue
+
+KINDS = ("script", "module", "program")
+START_METHODS = ("fork", "exec")
+STDOUT, STDERR = 1, 2  # bits of a StreamChoice, and the file descriptors
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChoice:
+    """Which streams of which card: torchrun's notation for --tee and --redirects.
+
+    Attributes:
+        every: for every card that `by_rank` does not name: 0 none, 1 stdout, 2 stderr, 3 both.
+        by_rank: the same for single ranks.
+    """
+
+    every: int = 0
+    by_rank: Mapping[int, int] = field(default_factory=dict)
+
+    @staticmethod
+    def parse(text: str) -> StreamChoice:
+        """ "3" → both streams of every card; "0:3,1:2" → both of rank 0, stderr of rank 1. Raises InvalidValue."""
+        if re.fullmatch(r"[0-3]", text):
+            return StreamChoice(int(text))
+        if re.fullmatch(r"\d+:[0-3](,\d+:[0-3])*", text):
+            return StreamChoice(0, {int(r): int(s) for r, s in (pair.split(":") for pair in text.split(","))})
+        raise InvalidValue(
+            f"streams {text!r} must be 0 (none), 1 (stdout), 2 (stderr) or 3 (both) for all ranks, "
+            "or rank:streams pairs such as 0:3,1:2"
+        )
+
+    def has(self, rank: int, stream: int) -> bool:
+        return bool(self.by_rank.get(rank, self.every) & stream)
+
+    def __bool__(self) -> bool:
+        return bool(self.every or any(self.by_rank.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """One job on this host.
+
+    Attributes:
+        target: the script's path, the module's name or the program, as `kind` says.
+        args: what the target gets as its arguments.
+        kind: script (`python target`), module (`python -m target`) or program (anything executable).
+        world_size: number of cards, ≥ 1.
+        start_method: fork (cards are forked from a warm process) or exec (each card is a fresh interpreter).
+        preload: modules that the warm process imports besides those it finds itself.
+        auto_preload: whether it looks for them itself.
+        log_dir: where each card's streams are kept in files.
+        redirects: streams that go into files only; tee: into files and to the console. Without either, `log_dir`
+            means tee for all.
+        shown_ranks: the ranks whose output the console shows; None: all.
+        summary: print a closing table; summary_json: write it to this file.
+        grace: seconds between SIGTERM and SIGKILL, ≥ 0.
+    """
+
+    target: str
+    args: tuple[str, ...] = ()
+    kind: str = "script"
+    world_size: int = 1
+    start_method: str = "fork"
+    preload: tuple[str, ...] = ()
+    auto_preload: bool = True
+    log_dir: Path | None = None
+    redirects: StreamChoice = StreamChoice()
+    tee: StreamChoice = StreamChoice()
+    shown_ranks: frozenset[int] | None = None
+    summary: bool = False
+    summary_json: Path | None = None
+    grace: float = 5.0
+
+    def __post_init__(self) -> None:
+        self._check_cards()
+        self._check_target()
+        self._check_preload()
+        self._check_files()
+
+    def _check_cards(self) -> None:
+        if self.world_size < 1:
+            raise InvalidValue(f"nproc_per_node={self.world_size} must be at least 1; start n cards with -n n")
+        if self.start_method not in START_METHODS:
+            raise InvalidValue(f"start_method={self.start_method!r} must be one of {', '.join(START_METHODS)}")
+        if not (math.isfinite(self.grace) and self.grace >= 0):
+            raise InvalidValue(f"grace={self.grace} must be a number of seconds, 0 or more")
+        named = {*self.redirects.by_rank, *self.tee.by_rank, *(self.shown_ranks or ())}
+        if unknown := sorted(rank for rank in named if not 0 <= rank < self.world_size):
+            raise InvalidValue(
+                f"rank {unknown[0]} does not exist: with -n {self.world_size} "
+                f"--local-ranks-filter, --tee and --redirects take ranks 0 to {self.world_size - 1}"
+            )
+
+    def _check_target(self) -> None:
+        if self.kind not in KINDS:
+            raise InvalidValue(f"kind={self.kind!r} must be one of {', '.join(KINDS)}")
+        if self.kind == "program":
+            if shutil.which(self.target) is None:
+                raise InvalidValue(f"program {self.target!r} must be an executable file, by its path or on PATH")
+        elif self.kind == "module":
+            _check_module(self.target)
+        else:
+            _check_script(Path(self.target))
+
+    def _check_preload(self) -> None:
+        if self.preload and (self.start_method != "fork" or self.kind == "program"):
+            raise InvalidValue(
+                f"--preload {self.preload[0]} must go with --start-method fork and a Python target: "
+                "only forked cards share what was imported; leave it out"
+            )
+
+    def _check_files(self) -> None:
+        if (self.redirects or self.tee) and self.log_dir is None:
+            raise InvalidValue(
+                "--redirects and --tee must go with --log-dir DIR, where the files go; "
+                "to see lines with their rank no option is needed"
+            )
+        if self.summary_json is not None:
+            folder = self.summary_json.parent
+            if self.summary_json.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+                raise InvalidValue(f"summary file {self.summary_json} must be a file in a folder that can be written")
+
+
+def _check_module(name: str) -> None:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise InvalidValue(f"module {name!r} must be a dotted name, such as package.module; a path goes without -m")
+    top = name.split(".")[0]
+    sys.path.insert(0, os.getcwd())  # where `python -m` looks first
+    try:
+        found = top in sys.modules or importlib.util.find_spec(top) is not None
+    finally:
+        sys.path.pop(0)
+    if not found:
+        raise InvalidValue(f"module {name!r} was not found: {top!r} must lie in {os.getcwd()} or be installed")
+
+
+def _check_script(path: Path) -> None:
+    if path.is_dir():
+        raise InvalidValue(f"script {path} is a directory; name a file in it, or start a package with -m")
+    if not path.exists():
+        raise InvalidValue(f"script {path} does not exist; looked for it in {Path.cwd()}")
+    if not os.access(path, os.R_OK):
+        raise InvalidValue(f"script {path} must be readable by you; see its permissions")
+
+
+def compile_script(path: str) -> CodeType:
+    """The script's code as `python path` has it. Raises SyntaxError, or InvalidValue when it is no text at all."""
+    source = Path(path).read_bytes()
+    if b"\0" in source:
+        raise InvalidValue(f"script {path} is not Python source; start other programs with --no-python")
+    return compile(source, str(Path.cwd() / path), "exec", dont_inherit=True)

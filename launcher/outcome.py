@@ -1,0 +1,178 @@
+"""What became of each card, and from it: which failure was the first, and the job's exit code. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from superpod.launcher.processes import end_in_words, signal_name
+
+LAUNCHER = -1  # in place of a rank: the failure is the launcher's own, no card's
+
+
+@dataclass(slots=True)
+class CardError:
+    """An uncaught error, as the card told it before it ended."""
+
+    time: float
+    type: str
+    message: str
+    traceback: str
+    consequence: bool
+
+    @property
+    def headline(self) -> str:
+        return f"{self.type}: {self.message}".partition("\n")[0].removesuffix(": ")
+
+
+@dataclass(slots=True)
+class Card:
+    """One card so far. `code`: how it ended, negative for a signal; None while it runs. Times since the epoch [s]."""
+
+    rank: int
+    pid: int = 0
+    up: bool = False
+    error: CardError | None = None
+    code: int | None = None
+    ended: float = 0.0
+    sent: set[int] = field(default_factory=set)  # signals that the launcher sent it
+
+    @property
+    def failed_at(self) -> float | None:
+        """When it failed of itself; None when it did not, or was ended by the launcher."""
+        if self.error is not None:
+            return self.error.time
+        if not self.code or -self.code in self.sent:
+            return None
+        return self.ended
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell would see; 1, Python's own, of a card that raised and had to be ended."""
+        if self.code is None or -self.code in self.sent or self.code == 0:
+            return 1
+        return 128 - self.code if self.code < 0 else self.code
+
+    @property
+    def cause(self) -> str:
+        """Continues a sentence that starts with the rank."""
+        when = "" if self.up else " before it was up"
+        if self.error is not None:
+            return f"raised {self.error.headline}{when}"
+        return end_in_words(self.code or 0) + when
+
+    @property
+    def doing(self) -> str:
+        """What a card that did not fail first was doing when the job ended."""
+        if self.error is not None:
+            return self.error.headline
+        if not self.pid:
+            return "not started"
+        if self.code is None:
+            return "lost with the launcher's zygote"
+        if self.code == 0:
+            return "had ended normally"
+        if -self.code in self.sent:
+            return f"still running, ended by {signal_name(-self.code)}"
+        return end_in_words(self.code)
+
+
+class Outcome:
+    """Everything known of the job's cards."""
+
+    def __init__(self, world_size: int) -> None:
+        self.cards = [Card(rank) for rank in range(world_size)]
+        self.up = 0  # cards whose program has begun
+        self.interrupted: int | None = None  # the signal that ended the launcher
+        self._interrupted_at = float("inf")
+        self._own_failure: tuple[str, int] | None = None
+        self._first_collectives: list[float] = []
+        self._operations: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def started(self, rank: int, pid: int) -> None:
+        self.cards[rank].pid = pid
+
+    def ended(self, rank: int, code: int, time: float) -> None:
+        card = self.cards[rank]
+        card.code, card.ended = code, time
+
+    def signalled(self, signum: int) -> None:
+        """The launcher sent `signum` to every card that still ran."""
+        for card in self.cards:
+            if card.pid and card.code is None:
+                card.sent.add(signum)
+
+    def interrupt(self, signum: int, time: float) -> None:
+        if self.interrupted is None and self.first_failure() is None and self._own_failure is None:
+            self.interrupted, self._interrupted_at = signum, time
+
+    def launcher_failed(self, cause: str, exit_code: int) -> None:
+        """The job cannot go on for a reason that no card gave."""
+        self._own_failure = self._own_failure or (cause, exit_code)
+
+    def hear(self, item: dict[str, Any]) -> None:
+        """News from a card; what makes no sense is left out."""
+        rank = item.get("rank")
+        if not isinstance(rank, int) or not 0 <= rank < len(self.cards):
+            return
+        match item:
+            case {"event": "up"}:
+                self.up += not self.cards[rank].up
+                self.cards[rank].up = True
+            case {"event": "first_collective", "time": float(time)}:
+                self._first_collectives.append(time)
+            case {"event": "summary", "operations": list(operations)}:
+                for operation in operations:
+                    self._add(operation)
+            case {"event": "error", "time": float(time), "type": str(kind), "message": str(message)}:
+                text, consequence = str(item.get("traceback", "")), bool(item.get("consequence"))
+                self.cards[rank].error = CardError(time, kind, message, text, consequence)
+
+    def _add(self, operation: Any) -> None:
+        match operation:
+            case {"operation": str(name), "algorithm": str(algorithm)}:
+                key = (name, algorithm)
+            case _:
+                return
+        blank = {"operation": name, "algorithm": algorithm, "calls": 0, "bytes": 0, "seconds": 0.0}
+        known = self._operations.setdefault(key, blank)
+        for field_name in ("calls", "bytes", "seconds"):
+            value = operation.get(field_name)
+            if isinstance(value, int | float):
+                known[field_name] = max(known[field_name], value)
+
+    @property
+    def operations(self) -> list[dict[str, Any]]:
+        """Per operation and algorithm, sorted: operation, algorithm, calls, bytes, seconds.
+
+        Each number is that of the card that had most of it: all cards of a group make the same calls, and the slowest
+        one's seconds are what the job waited for.
+        """
+        return [self._operations[key] for key in sorted(self._operations)]
+
+    def first_collective(self) -> float | None:
+        """When the last card had finished its first collective; None when no card has."""
+        return max(self._first_collectives, default=None)
+
+    def first_failure(self) -> Card | None:
+        """The card that failed first by time; one that only heard of another's failure comes after all others."""
+        failed = [
+            (card.error is not None and card.error.consequence, time, card)
+            for card in self.cards
+            if (time := card.failed_at) is not None and time < self._interrupted_at
+        ]
+        return min(failed, key=lambda entry: entry[:2])[2] if failed else None
+
+    @property
+    def own_failure(self) -> str | None:
+        """Why the job could not go on, when no card is to blame."""
+        return self._own_failure[0] if self._own_failure else None
+
+    @property
+    def exit_code(self) -> int:
+        if self._own_failure is not None:
+            return self._own_failure[1]
+        if self.interrupted is not None:
+            return 128 + self.interrupted
+        first = self.first_failure()
+        return first.exit_code if first is not None else 0

@@ -1,0 +1,179 @@
+"""The command as a user types it: real cards, the table, the JSON, and what happens when something is wrong."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "superpod.benchmarks.cli"]
+
+
+def bench(*arguments, **kwargs):
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=100, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def all_on_two(tmp_path_factory):
+    """One run of everything on 2 cards: (finished process, rows, header)."""
+    path = tmp_path_factory.mktemp("bench") / "results.json"
+    done = bench("all", "-n", "2", "-b", "16", "-e", "64K", "-f", "64", "--iters", "4", "-J", str(path))
+    assert done.returncode == 0, done.stderr
+    content = json.loads(path.read_text())
+    return done, content["rows"], content["header"]
+
+
+def test_every_collective_is_measured_and_right(all_on_two):
+    _, rows, _ = all_on_two
+    assert len({row["collective"] for row in rows}) == 10
+    for row in rows:
+        assert row["wrong"] == 0
+        assert row["world_size"] == 2
+        assert row["link"] == "zmq"
+        assert row["time_us"] > 0
+        assert row["min_us"] <= row["median_us"] <= row["max_us"]
+        assert row["algorithm"]
+        if row["collective"] != "barrier":
+            assert row["nbytes"] in (16, 1024, 65536)
+            assert row["busbw_gbps"] <= 2 * row["algbw_gbps"]
+
+
+def test_rows_say_which_place_they_are_from(all_on_two):
+    _, rows, _ = all_on_two
+    places = {row["collective"]: (row["out_of_place"] is not None, row["in_place"] is not None) for row in rows}
+    assert places["all_reduce"] == (True, True)
+    assert places["broadcast"] == (False, True)
+    assert places["all_to_all"] == (True, False)
+    for row in rows:
+        assert row[row["place"]]["time_us"] == row["time_us"]
+
+
+def test_the_header_has_the_command_and_the_machine(all_on_two):
+    _, _, header = all_on_two
+    assert header["command"].startswith("superpod-bench all -n 2")
+    assert header["machine"]["cores"] >= 1
+
+
+def test_the_table_shows_the_rows(all_on_two):
+    done, rows, _ = all_on_two
+    shown = [line.split() for line in done.stdout.splitlines() if line and not line.startswith("#")]
+    assert [int(fields[0]) for fields in shown] == [row["nbytes"] for row in rows]
+    assert done.stdout.count("# Avg bus bandwidth") == 10
+    assert done.stdout.count("# Out of bounds values : 0 OK") == 10
+
+
+def test_several_worlds_algorithms_dtypes_and_operations(tmp_path):
+    path = tmp_path / "r.json"
+    options = ("-n", "1,3", "-b", "64", "-e", "64", "--algorithm", "ring,auto", "-d", "half,int32", "-o", "max,sum")
+    done = bench("all_reduce", *options, "--iters", "2", "-J", str(path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == 2 * 2 * 2 * 2
+    assert {row["wrong"] for row in rows} == {0}
+    assert {row["dtype"] for row in rows} == {"float16", "int32"}
+    assert {row["algorithm"] for row in rows if row["requested_algorithm"] == "ring"} == {"ring"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["allreduce"], "collective 'allreduce' is unknown; choose from all_reduce, broadcast"),
+        (["all_reduce", "-b", "64", "-e", "8"], "-e 8 B must not be below -b 64 B"),
+        (["all_reduce", "-f", "1"], "-f 1 must be at least 2"),
+        (["all_reduce", "-b", "lots"], "size 'lots' must be a number with K, M, G or T behind it"),
+        (["all_reduce", "-d", "float8"], "-d 'float8' is unknown; choose from int8"),
+        (["all_reduce", "-o", "band"], "op='band' makes no sense for floating point float32"),
+        (["broadcast", "-n", "2", "-r", "2"], "-r 2 must be a rank: 0 to 1 with -n 2"),
+        (["all_reduce", "-n", "0"], "-n 0 must be at least 1 card"),
+        (["all_reduce", "--algorithm", "star"], "--algorithm for all_reduce: 'star' is unknown; choose from auto"),
+        (["all_reduce", "--iters", "0"], "--iters 0 must be at least 1"),
+        (["all_reduce", "-w", "-1"], "-w -1 must be at least 0"),
+        (["all_reduce", "--link", "pigeon"], "invalid choice: 'pigeon'"),
+        (["all_reduce", "-J", "/nowhere/r.json"], "-J /nowhere/r.json cannot be written"),
+        (["torch", "--peers", "nccl"], "--peers 'nccl' is unknown; choose from gloo"),
+        (["torch", "--sizes", "8,6"], "--sizes 6 must be a multiple of 4 bytes, one float32"),
+        (["torch", "--turns", "0"], "--turns 0 must be at least 1"),
+    ],
+)
+def test_arguments_that_break_a_rule(arguments, message):
+    done = bench(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_else_is_imported_for_a_wrong_argument():
+    code = "import sys; from superpod.benchmarks.cli import main; main(['nonsense']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def _children(pid):
+    """All processes below `pid`."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *_children(int(child))]
+    return found
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A benchmark that has shown its first row and has much left to do: (process, those below it, its result file)."""
+    path = tmp_path / "r.json"
+    process = subprocess.Popen(
+        [*COMMAND, "barrier,all_reduce", "-n", "2", "--iters", "2000", "--budget", "60s", "-J", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.readline()
+    below = _children(process.pid)
+    yield process, below, path
+    if process.poll() is None:
+        process.kill()
+    process.communicate(timeout=30)
+    for pid in below:
+        _wait_for_end(pid)
+
+
+def _wait_for_end(pid, seconds=20):
+    """Until `pid` has ended."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    ready, _, _ = select.select([handle], [], [], seconds)
+    os.close(handle)
+    assert ready, f"process {pid} is still there"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_card_outlives_the_command(running, number):
+    process, below, _ = running
+    assert len(below) >= 3  # superpod-run and two cards at least
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
+    for pid in below:
+        _wait_for_end(pid)
+
+
+def test_a_card_that_dies_ends_the_command_and_what_was_measured_is_kept(running):
+    process, below, path = running
+    os.kill(below[-1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "SIGKILL" in errors
+    assert "superpod-run ended with exit code" in errors
+    assert json.loads(path.read_text())["rows"][0]["collective"] == "barrier"
+
+
+def test_a_reader_that_has_seen_enough():
+    line = f"{sys.executable} -m superpod.benchmarks.cli all_reduce -n 2 -e 1K --iters 2 | head -1"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("# superpod-bench all_reduce: nranks 2")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from superpod.interconnect.env import COLLECTIVES, Place, Settings
+from superpod.interconnect.errors import InvalidValue
+
+
+def test_an_empty_environment_gives_the_defaults():
+    assert Settings.read({}) == Settings()
+    assert Settings.read({"SUPERPOD_LINK": "", "SUPERPOD_DIR": "", "SUPERPOD_STORE": ""}) == Settings()
+
+
+def test_every_variable_is_read():
+    settings = Settings.read(
+        {
+            "SUPERPOD_DIR": "/somewhere",
+            "SUPERPOD_STORE": "ipc://somewhere/store",
+            "SUPERPOD_LINK": "zmq",
+            "SUPERPOD_ZMQ_TRANSPORT": "tcp",
+            "SUPERPOD_DEBUG": "info",
+            "SUPERPOD_TIMEOUT": "90s",
+            "SUPERPOD_SEGMENT": "256K",
+            "SUPERPOD_WINDOW": "1M",
+            "SUPERPOD_ALL_REDUCE": "tree:0-65536;ring:65537-max",
+        }
+    )
+    assert settings == Settings(
+        directory=Path("/somewhere"),
+        store="ipc://somewhere/store",
+        link="zmq",
+        transport="tcp",
+        debug="info",
+        timeout=90.0,
+        segment=256 << 10,
+        window=1 << 20,
+        overrides={"all_reduce": "tree:0-65536;ring:65537-max"},
+    )
+
+
+def test_the_process_environment_is_the_default(monkeypatch):
+    monkeypatch.setenv("SUPERPOD_TIMEOUT", "7")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert Settings.read().timeout == 7
+    assert Place.read().rank == 1
+
+
+@pytest.mark.parametrize("collective", COLLECTIVES)
+def test_every_collective_has_its_variable(collective):
+    assert Settings.read({f"SUPERPOD_{collective.upper()}": "ring"}).overrides == {collective: "ring"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("SUPERPOD_LINK", "shared", r"SUPERPOD_LINK='shared': must be one of .*zmq"),
+        ("SUPERPOD_ZMQ_TRANSPORT", "udp", r"SUPERPOD_ZMQ_TRANSPORT='udp': must be one of ipc, tcp"),
+        ("SUPERPOD_DEBUG", "1", r"SUPERPOD_DEBUG='1': must be one of off, info"),
+        ("SUPERPOD_TIMEOUT", "soon", r"SUPERPOD_TIMEOUT='soon': duration 'soon' must be a number"),
+        ("SUPERPOD_SEGMENT", "big", r"SUPERPOD_SEGMENT='big': size 'big' must be a number"),
+        ("SUPERPOD_SEGMENT", "512", r"SUPERPOD_SEGMENT=512 must lie between 1K and 64M"),
+        ("SUPERPOD_SEGMENT", "65M", r"SUPERPOD_SEGMENT=68157440 must lie between 1K and 64M"),
+        ("SUPERPOD_WINDOW", "4K", r"SUPERPOD_WINDOW=4096 must be at least SUPERPOD_SEGMENT=1048576"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(name, value, message):
+    with pytest.raises(InvalidValue, match=message):
+        Settings.read({name: value})
+
+
+def test_place_as_torchrun_says_it():
+    env = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert Place.read(env) == Place(5, 8, 1, 4)
+    assert Place.read({"RANK": "5", "WORLD_SIZE": "8"}) == Place(5, 8, 5, 8)  # one host
+
+
+def test_alone_is_the_world_of_one():
+    assert Place.read({}) == Place(0, 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"RANK": "0"},
+        {"WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "-1", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "0"},
+    ],
+)
+def test_half_a_place_is_refused(env):
+    with pytest.raises(InvalidValue, match=r"RANK=.* and WORLD_SIZE=.* must be set with 0 <= RANK < WORLD_SIZE; start"):
+        Place.read(env)
+
+
+def test_a_rank_that_is_no_number_is_refused_by_name():
+    with pytest.raises(InvalidValue, match="RANK='zero'"):
+        Place.read({"RANK": "zero", "WORLD_SIZE": "2"})
