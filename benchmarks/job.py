@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 
 from superpod.interconnect.env import child_environment
 
+_SUPERPOD_RUN = "import sys; from superpod.launcher.cli import main; sys.exit(main())"
 _GRACE = 15.0  # seconds that superpod-run gets to end its cards
 
 
@@ -44,15 +45,16 @@ class Reporter:
 
 
 def run(
-    world_size: int, module: str, plan: str, *, preload: str, variables: dict[str, str]
+    world_size: int, module: str, plan: str, *, preload: tuple[str, ...], variables: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Run `module` with the arguments `plan` and the channel on `world_size` cards; yields the rows as they come.
 
-    `preload` is superpod-run's option; `variables` are put into the cards' environment. The cards have ended when this
-    ends, also when the caller stops early. Raises JobFailed when superpod-run reports a failure.
+    `preload` are the modules that the cards share, and no others; `variables` are put into their environment. The
+    cards have ended when this ends, also when the caller stops early. Raises JobFailed when a card failed.
     """
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "superpod.launcher", "-n", str(world_size), "--preload", preload]
+    command = [sys.executable, "-c", _SUPERPOD_RUN, "-n", str(world_size), "--no-preload"]
+    command += [f"--preload={shared}" for shared in preload]
     command += ["-m", module, plan, f"/proc/{os.getpid()}/fd/{writing}"]
     try:
         process = subprocess.Popen(

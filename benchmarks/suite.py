@@ -41,36 +41,38 @@ def run(todo: Plan, worlds: tuple[int, ...], *, link: str, path: Path | None, co
 
 
 def _measured(todo: Plan, world_size: int, link: str, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of one number of cards, printed as they come, one table for a collective and algorithm."""
+    """The rows of one number of cards, printed as they come: a table for each collective and algorithm."""
+    print(_preamble(todo, world_size, header), flush=True)
     arriving = job.run(
         world_size,
         "superpod.benchmarks.worker",
         todo.to_json(),
-        preload="none",
+        preload=("superpod.benchmarks.measure",),
         variables={"SUPERPOD_LINK": link},
     )
-    for (collective, algorithm), rows in groupby(arriving, lambda r: (r["collective"], r["requested_algorithm"])):
+    for (collective, algorithm, used), rows in groupby(arriving, _table_of):
+        print(f"#\n# {collective}: nranks {world_size} link {used} algorithm {algorithm}", table.header(), sep="\n")
         shown: list[dict[str, Any]] = []
         for row in rows:
-            if not shown:
-                print(_title(todo, world_size, collective, algorithm, row["link"], header), table.header(), sep="\n")
             print(table.line(row), flush=True)
             shown.append(row)
             yield row
         print(table.footer(shown), flush=True)
 
 
-def _title(todo: Plan, world_size: int, collective: str, algorithm: str, link: str, header: dict[str, Any]) -> str:
+def _table_of(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["collective"], row["requested_algorithm"], row["link"]
+
+
+def _preamble(todo: Plan, world_size: int, header: dict[str, Any]) -> str:
     machine = header["machine"]
     return "\n".join(
         (
-            f"# superpod-bench {collective}: nranks {world_size} link {link} algorithm {algorithm} "
-            f"commit {header['commit'] or 'unknown'}",
-            f"# {machine['cpu']}, {machine['cores']} cores, {size_text(machine['memory_bytes'])}",
+            f"# superpod-bench: nranks {world_size} on {machine['cpu']}, {machine['cores']} cores, "
+            f"{size_text(machine['memory_bytes'])}; commit {header['commit'] or 'unknown'}",
             f"# minBytes {todo.sizes[0]} maxBytes {todo.sizes[-1]} warmup iters: {todo.warmup} iters: {todo.iters} "
             f"agg iters: 1 validation: {int(todo.check)}",
             f"# time: mean of calls that follow one another, {AVERAGES[todo.average]}; "
             f"fewer calls where {todo.iters} take longer than {seconds_text(todo.budget)}",
-            "#",
         )
     )

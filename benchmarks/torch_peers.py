@@ -18,6 +18,8 @@ from superpod.interconnect.units import parse_seconds, parse_size, size_text
 
 OURS = "superpod"
 PEERS = ("gloo",)
+_WORKER = "superpod.benchmarks.torch_all_reduce"
+_SHARED = ("torch", "superpod.collectives.torch_backend", "superpod.benchmarks.data")
 _DTYPES = ("float32", "float64", "float16", "int8", "uint8", "int32", "int64")  # what numpy, torch and gloo have
 _SIZES = "8,4K,64K,1M,64M"
 _DESCRIPTION = """\
@@ -59,9 +61,8 @@ def main(argv: Sequence[str], command: list[str]) -> int:
         print(f"# all_reduce through torch: nranks {world_size} type {todo.dtype} link {args.link}; median time in us")
         print("#" + _line("size", *todo.backends, *(f"ratio {peer}" for peer in todo.backends[1:]), "#wrong")[1:])
         variables = {"SUPERPOD_LINK": args.link}
-        module = "superpod.benchmarks.torch_all_reduce"
-        for measured in job.run(world_size, module, todo.to_json(), preload="torch", variables=variables):
-            rows += _rows(measured)
+        for measured in job.run(world_size, _WORKER, todo.to_json(), preload=_SHARED, variables=variables):
+            rows += _rows(measured, args.link)
             print(_table_line(measured), flush=True)
             if file:
                 file.write(rows)
@@ -95,20 +96,24 @@ def _plan(args: argparse.Namespace) -> TorchPlan:
     return TorchPlan((OURS, *peers), sizes, args.datatype, args.turns, args.budget)
 
 
-def _rows(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a backend, with the fields of superpod-bench's rows."""
-    shared = {key: measured[key] for key in ("world_size", "nbytes", "dtype")}
+def _rows(measured: dict[str, Any], link: str) -> list[dict[str, Any]]:
+    """One row a backend, with the fields of superpod-bench's rows; a peer's link and algorithm are its own affair."""
+    nbytes, world_size = measured["nbytes"], measured["world_size"]
     rows = []
     for backend, result in measured["backends"].items():
         seconds = result["median_us"] * 1e-6
+        bus = busbw("all_reduce", nbytes=nbytes, seconds=seconds, world_size=world_size)
+        what = {"collective": "all_reduce", "backend": backend, "world_size": world_size, "nbytes": nbytes}
+        how = {"dtype": measured["dtype"], "op": "sum", "link": link, "algorithm": plan.AUTO}
+        if backend != OURS:
+            how |= {"link": backend, "algorithm": backend}
         rates = {
-            "algbw_gbps": algbw(nbytes=shared["nbytes"], seconds=seconds) / 1e9,
-            "busbw_gbps": busbw("all_reduce", nbytes=shared["nbytes"], seconds=seconds, world_size=shared["world_size"])
-            / 1e9,
+            "time_us": result["median_us"],
+            "algbw_gbps": round(algbw(nbytes=nbytes, seconds=seconds) / 1e9, 6),
+            "busbw_gbps": round(bus / 1e9, 6),
+            "ratio": _ratio(measured, backend),
         }
-        row = {"collective": "all_reduce", "backend": backend, **shared, "op": "sum", **result}
-        row |= {"time_us": result["median_us"], "ratio": _ratio(measured, backend)}
-        rows.append(row | {name: round(value, 6) for name, value in rates.items()})
+        rows.append(what | how | result | rates)
     return rows
 
 

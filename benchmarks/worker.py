@@ -44,10 +44,7 @@ def _row(comm: Communicator, plan: Plan, series: Series, count: int) -> dict[str
         "out_of_place": None,
         "in_place": None,
     }
-    for place in (
-        "in_place",
-        "out_of_place",
-    ):  # the last one's figures stay in the row itself
+    for place in ("in_place", "out_of_place"):  # in this order: the row's own figures are those of the last one
         if getattr(kind, place):
             case = kind(setup, in_place=place == "in_place")
             sample = measure(comm, case, plan, None if series.algorithm == AUTO else series.algorithm)

@@ -25,6 +25,9 @@ from superpod.interconnect.errors import InvalidValue
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
+ROOTED = ("broadcast", "reduce", "gather", "scatter")
+"""The collectives that have a root."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -47,10 +50,13 @@ class Step:
         reduce: npt.ArrayLike = False,
     ) -> Step:
         """A step from arrays or scalars, which are broadcast against one another; `to` defaults to `first`."""
-        columns = [np.asarray(a) for a in (src, dst, first, count, first if to is None else to, reduce)]
-        *ints, reduce_ = (np.ravel(a) for a in np.broadcast_arrays(*columns))
-        src_, dst_, first_, count_, to_ = (a.astype(np.int64) for a in ints)
-        return Step(src_, dst_, first_, count_, to_, reduce_.astype(np.bool_))
+        columns = (src, dst, first, count, first if to is None else to)
+        shape = np.broadcast_shapes((1,), *map(np.shape, columns), np.shape(reduce))
+        ints, flags = np.empty((5, *shape), np.int64), np.empty(shape, np.bool_)
+        for row, column in zip(ints, columns, strict=True):
+            row[...] = column
+        flags[...] = reduce
+        return Step(*ints.reshape(5, -1), flags.ravel())
 
     @staticmethod
     def around(
@@ -179,10 +185,11 @@ class Schedule:
         return sent
 
     def where(self, step: int, rank: int, slot: int) -> str:
-        """A place in the schedule in words, for messages about it."""
+        """A place in the schedule in words, for messages about it; step −1 is before step 0."""
         bank, chunk = divmod(slot, self.nchunks)
-        name = f"{self.algorithm} {self.collective} on {self.world_size} ranks"
-        return f"{name}, step {step}, rank {rank}, chunk {chunk}" + (f" of bank {bank}" if bank else "")
+        when = f"step {step}" if step >= 0 else "before step 0"
+        place = f"{when}, rank {rank}, chunk {chunk}" + (f" of bank {bank}" if bank else "")
+        return f"{self.algorithm} {self.collective} on {self.world_size} ranks, {place}"
 
     def __str__(self) -> str:
         head = f"{self.algorithm} {self.collective}, {self.world_size} ranks, {self.nsteps} steps"

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from superpod.collectives.schedule import IntArray, Schedule
+from superpod.collectives.schedule import ROOTED, IntArray, Schedule
 from superpod.interconnect.errors import InvalidValue
 
 NOTHING = -1
 """As a datum: before, the block holds nothing that may be read; after, anything may be there."""
 EVERYONE = -1
 """As an origin: the contributions of all n ranks, each exactly once."""
-ROOTED = ("broadcast", "reduce", "gather", "scatter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +51,17 @@ class Spec:
 
 
 def all_reduce(n: int) -> Spec:
+    """Every rank's buffer becomes the sum of all ranks'."""
     return Spec("all_reduce", _whole(n), _whole(n), _full(n, 1, EVERYONE))
 
 
 def broadcast(n: int, root: int = 0) -> Spec:
+    """Every rank's buffer becomes the root's."""
     return Spec("broadcast", _only(root, _whole(n)), _whole(n), _full(n, 1, root))
 
 
 def reduce(n: int, root: int = 0) -> Spec:
+    """The root's buffer becomes the sum of all ranks'."""
     return Spec("reduce", _whole(n), _only(root, _whole(n)), _full(n, 1, EVERYONE))
 
 
@@ -69,22 +71,27 @@ def barrier(n: int) -> Spec:
 
 
 def all_gather(n: int) -> Spec:
+    """Block q of every rank becomes rank q's own."""
     return Spec("all_gather", _own(n), _blocks(n), _blocks(n))
 
 
 def gather(n: int, root: int = 0) -> Spec:
+    """Block q of the root becomes rank q's own."""
     return Spec("gather", _own(n), _only(root, _blocks(n)), _blocks(n))
 
 
 def reduce_scatter(n: int) -> Spec:
+    """Block r of rank r becomes the sum of all ranks' blocks r."""
     return Spec("reduce_scatter", _blocks(n), _own(n), _full(n, n, EVERYONE))
 
 
 def scatter(n: int, root: int = 0) -> Spec:
+    """Block r of rank r becomes the root's block r."""
     return Spec("scatter", _only(root, _blocks(n)), _own(n), _full(n, n, root))
 
 
 def all_to_all(n: int) -> Spec:
+    """Output block q of rank r becomes input block r of rank q."""
     data = np.arange(n * n, dtype=np.int64).reshape(n, n)
     return Spec("all_to_all", data, data.T.copy(), _blocks(n), result=1)
 

@@ -61,6 +61,7 @@ class SuperpodProcessGroup(dist.ProcessGroup):
         super().__init__(engine.rank, engine.world_size)
         self._engine = engine
         self._release = release
+        self._name = self._desc = engine.name
         self._operations: dict[tuple[Any, torch.dtype], Operation] = {}
 
     # Reductions
@@ -310,6 +311,25 @@ class SuperpodProcessGroup(dist.ProcessGroup):
         return TorchWork(work, tensors)
 
     # What torch asks of a group
+
+    def setGroupName(self, name: str) -> None:  # noqa: N802  torch's name
+        self._name = name
+
+    def getGroupName(self) -> str:  # noqa: N802  torch's name
+        return self._name
+
+    _set_group_name = setGroupName
+
+    def _set_group_desc(self, desc: str) -> None:
+        self._desc = desc
+
+    @property
+    def group_name(self) -> str:
+        return self._name
+
+    @property
+    def group_desc(self) -> str:
+        return self._desc
 
     def getBackendName(self) -> str:  # noqa: N802  torch's name
         return "superpod"

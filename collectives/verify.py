@@ -108,13 +108,14 @@ class _State:
         self.schedule, self.spec = schedule, spec
         self.exact = spec.idempotent or (fits if exact is None else exact)
         before, self.after = _chunks(spec.before, nchunks), _chunks(spec.after, nchunks)
-        self.datum = np.full((n, nslots), NOTHING)
-        self.datum[:, :nchunks] = before
-        self.sizes = np.tile(np.arange(nchunks), (n, schedule.nbanks))  # equal numbers: equal sizes
+        datum = np.full((n, nslots), NOTHING)
+        datum[:, :nchunks] = before
+        sizes = np.tile(np.arange(nchunks), (n, schedule.nbanks))  # equal numbers: equal sizes
         if spec.result:  # input block d of rank r has the size of output block r of rank d
-            self.sizes = np.tile(before, (1, schedule.nbanks))
-            self.sizes[:, nchunks : 2 * nchunks] = self.after
-        self.datum, self.sizes = self.datum.ravel(), self.sizes.ravel()
+            sizes = np.tile(before, (1, schedule.nbanks))
+            sizes[:, nchunks : 2 * nchunks] = self.after
+        self.datum: IntArray = datum.ravel()
+        self.sizes: IntArray = sizes.ravel()
         self.nwords = nwords if self.exact else 1
         owner = np.repeat(np.arange(n), nslots)
         self.terms = self._contribution(owner, self.datum)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,9 +22,11 @@ Lines = defaultdict[tuple[int, int], deque[tuple[int, Move]]]
 
 def check_programs(schedule: Schedule) -> None:
     """Run the programs of all ranks, then compare them with the steps. Raises ScheduleError (see `verify`)."""
-    programs = [schedule.for_rank(r) for r in range(schedule.world_size)]
+    steps = tuple(schedule.steps())
+    kept = replace(schedule, build=steps.__getitem__)  # steps built once, not once a rank
+    programs = [kept.for_rank(r) for r in range(schedule.world_size)]
     _run(schedule, programs)
-    _compare(schedule, programs)
+    _compare(schedule, steps, programs)
 
 
 def _run(schedule: Schedule, programs: Sequence[Program]) -> None:
@@ -86,9 +89,8 @@ def _stuck(schedule: Schedule, waits: dict[int, tuple[int, Move]]) -> ScheduleEr
     return ScheduleError(f"{schedule.where(index, circle[0], move.to)}: deadlock: {', '.join(links)}")
 
 
-def _compare(schedule: Schedule, programs: Sequence[Program]) -> None:
+def _compare(schedule: Schedule, steps: Sequence[Step], programs: Sequence[Program]) -> None:
     """Local moves, sends and receives of every rank and step must be the steps' own, in their order."""
-    steps = list(schedule.steps())
     index = np.repeat(np.arange(len(steps)), [len(s) for s in steps])
     whole = Step.join(Step.of([], [], [], []), *steps)
     local = whole.src == whole.dst

@@ -10,7 +10,7 @@ Read by a card:
     SUPERPOD_SEGMENT        a large payload travels in segments of this size (default 1M)
     SUPERPOD_WINDOW         most bytes under way from one card to another (default 4M)
     SUPERPOD_<COLLECTIVE>   which algorithm for which size: "tree:0-65536;ring:65537-max"
-and torchrun's RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
+and glibc's MALLOC_* and GLIBC_TUNABLES, torchrun's RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
 
 Written by superpod-run for every card (`worker_environment`), with torchrun's names and meanings, so that scripts run
 unchanged:
@@ -23,15 +23,21 @@ unchanged:
     TORCHELASTIC_RUN_ID                     the job's name
     TORCHELASTIC_RESTART_COUNT, TORCHELASTIC_MAX_RESTARTS   0: a job that failed is not restarted
     OMP_NUM_THREADS                         1 unless set: n cards share the processors of one host
+
+Read by superpod-run itself:
+    PET_NPROC_PER_NODE      the number of cards when -n does not say it, as for torchrun
+    XDG_RUNTIME_DIR         where the job's directory lies, if it is set and can be written; else the temporary one
+    NO_COLOR                if set, no colours on a terminal
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import parse_seconds, parse_size
@@ -52,6 +58,8 @@ COLLECTIVES = (
 LINKS = ("auto", "zmq")
 TRANSPORTS = ("ipc", "tcp")
 DEBUG_LEVELS = ("off", "info")
+CARD_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+"""What tells a card which one it is; a process that only prepares cards has none of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +127,25 @@ class Place:
         return Place(rank, world_size, local, _read(env, "LOCAL_WORLD_SIZE", int, world_size))
 
 
+@dataclass(frozen=True, slots=True)
+class LauncherSettings:
+    """What the environment says to superpod-run itself. `runtime_directory` is None where there is none."""
+
+    nproc_per_node: int = 1
+    runtime_directory: str | None = None
+    colour: bool = True
+
+    @staticmethod
+    def read(environ: Mapping[str, str] | None = None) -> LauncherSettings:
+        """The settings in `environ` (the process's own by default). Raises InvalidValue naming the variable."""
+        env = os.environ if environ is None else environ
+        return LauncherSettings(
+            nproc_per_node=_read(env, "PET_NPROC_PER_NODE", int, 1),
+            runtime_directory=env.get("XDG_RUNTIME_DIR") or None,
+            colour=not env.get("NO_COLOR"),
+        )
+
+
 def worker_environment(
     place: Place, *, directory: Path, store: str, master_port: int, environ: Mapping[str, str] | None = None
 ) -> dict[str, str]:
@@ -157,6 +184,41 @@ def worker_environment(
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with `changes` made to it, for a program that it starts."""
     return {**os.environ, **changes}
+
+
+def zygote_environment(card: Mapping[str, str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The whole environment of the process that cards are forked from: `card`'s, but for what differs between cards."""
+    env = {**(os.environ if environ is None else environ), **card}
+    return {name: value for name, value in env.items() if name not in CARD_VARIABLES}
+
+
+class _Watched(os._Environ):  # type: ignore[type-arg]  # generic only for the type checker
+    """os.environ that notices when somebody asks for one of CARD_VARIABLES."""
+
+    asked: set[str]
+
+    def __getitem__(self, key: str) -> str:
+        if key in CARD_VARIABLES:
+            self.asked.add(key)
+        return str(super().__getitem__(key))
+
+
+@contextlib.contextmanager
+def noticing_card_variables() -> Iterator[set[str]]:
+    """Within this block the set yielded fills with the CARD_VARIABLES that Python code looks up in os.environ."""
+    watched: Any = os.environ
+    before, watched.__class__, watched.asked = watched.__class__, _Watched, set()
+    try:
+        yield watched.asked
+    finally:
+        watched.__class__ = before
+        del watched.asked
+
+
+def allocator_is_tuned(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether the user has given the C library's allocator settings of their own, which superpod then leaves alone."""
+    env = os.environ if environ is None else environ
+    return any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in env)
 
 
 def _read(env: Mapping[str, str], name: str, parse: Callable[[str], T], default: T | None) -> T:

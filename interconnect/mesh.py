@@ -1,7 +1,6 @@
 """One card's view of the others: peers on demand, messages in ordered streams, deadlines, failure.
 
-The caller is the engine: there is no progress thread. Whoever waits, moves everybody's messages. When several threads
-wait, one of them (the leader) sleeps in the link and the others on events of their own; a leader that is done hands on.
+The caller is the engine: there is no progress thread. Whoever waits, moves everybody's messages (see turns.py).
 
 A failure belongs to a group: it ends every wait in the group and is told to all connected peers, who pass it on. Only
 the launcher's abort flag ends the waits of all groups.
@@ -12,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import time
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,7 +30,8 @@ from superpod.interconnect.errors import (
 from superpod.interconnect.group import Group, ProbeHandler, again, error_from, error_text, mismatch
 from superpod.interconnect.link import Arrival, Broken, Link
 from superpod.interconnect.rendezvous import AddressBook
-from superpod.interconnect.streams import Array, Pending, Receive, Send, Streams
+from superpod.interconnect.streams import ANYONE, Array, Pending, Receive, Send, Streams
+from superpod.interconnect.turns import Turns
 from superpod.interconnect.wire import Header, Kind, decode, encode
 
 log = logging.getLogger("superpod")
@@ -76,11 +76,12 @@ class Mesh:
         self._failed_before: dict[int, SuperpodError] = {}  # failures of groups that are not open here
         self._lost: dict[int, str] = {}  # peer → how it was lost
         self._failure: SuperpodError | None = None
+        self._ended: set[int] = set()  # groups that were closed here: what still arrives for them is dropped
         self._closed = False
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._leading = False
-        self._followers: list[threading.Event] = []
+        self._over = f"rank {link.rank} has closed its mesh; make a new communicator or process group"
+        self._turns = Turns(link)
+        self._lock = self._turns.lock
+        _meshes.add(self)
         if abort is not None:
             link.watch(abort.fileno())
 
@@ -98,22 +99,28 @@ class Mesh:
             if ident in self._groups:
                 raise InvalidValue(f"group {name} exists on rank {self.rank}; give the new one another name")
             self._groups[ident] = group
+            self._ended.discard(ident)
             group.failure = self._failed_before.pop(ident, None)
         return group
 
     def close_group(self, group: Group) -> None:
-        """Forget a group and all its streams."""
+        """Forget a group and all its streams. Who still waits in it, or uses it later, gets LinkClosed."""
         with self._lock:
-            self._groups.pop(group.ident, None)
-            self.streams.forget(group.ident)
+            if self._groups.pop(group.ident, None) is not None:
+                group.failure = group.failure or LinkClosed(
+                    f"rank {self.rank} has closed group {group.name}; make a new communicator or process group"
+                )
+                self._ended.add(group.ident)
+                self.streams.forget(group.ident)
+                self._turns.rouse()
 
     def fail_group(self, group: Group, error: SuperpodError) -> None:
         """Every wait in the group, on every card that can be reached, ends with `error`. The first failure counts."""
         with self._lock:
             if not self._closed:
+                self._progress()  # first, to know everybody who has connected
                 self.fail_group_locked(group, error)
-                self._progress()
-                self._rouse()
+                self._turns.rouse()
 
     def learn(self, ranks: Sequence[int], book: AddressBook) -> None:
         """Look for the addresses of `ranks` in `book` from now on."""
@@ -132,16 +139,21 @@ class Mesh:
         sequence: int = 0,
         step: int = 0,
         text: str = "",
+        seconds: float | None = None,
     ) -> Send:
-        """Start sending `payload` (contiguous bytes) to `peer`; it must not change until the send is done."""
+        """Start sending `payload` (contiguous bytes) to `peer`; it must not change until the send is done.
+
+        Blocks only until a peer that is met for the first time has joined, for at most `seconds`, and then raises
+        DeadlineExceeded.
+        """
         if not self.link.reaches(peer):
-            self._connect(peer, self._patience)
+            self._connect(peer, self._patience if seconds is None else min(seconds, self._patience))
         header = Header(Kind.DATA, group.ident, tag, sequence, step, payload.nbytes, 0, text)
         send = Send((peer, group.ident, tag), header, payload)
         with self._lock:
             self._refuse_if_over(group)
             self.streams.send(send)
-            if self._leading:  # posting may have swallowed the leader's signal
+            if self._turns.leading:  # posting may have swallowed the leader's signal
                 self._progress()
         return send
 
@@ -164,7 +176,17 @@ class Mesh:
         with self._lock:
             self._refuse_if_over(group)
             self.streams.receive(receive)
-            if self._leading:
+            if self._turns.leading:
+                self._progress()
+        return receive
+
+    def receive_any(self, group: Group, peers: Sequence[int], tag: int, into: Array, text: str) -> Receive:
+        """As `receive`, from whichever of `peers` sends first; the receive's `peer` then says who it was."""
+        receive = Receive((ANYONE, group.ident, tag), into, None, 0, 0, text, frozenset(peers) - {self.rank})
+        with self._lock:
+            self._refuse_if_over(group)
+            self.streams.receive_any(receive)
+            if self._turns.leading:
                 self._progress()
         return receive
 
@@ -174,6 +196,19 @@ class Mesh:
         Raises the group's failure (PeerLost, RemoteError, CollectiveMismatch), or DeadlineExceeded after `seconds`,
         naming the ranks that are late in `what`. After an error none of the pendings' buffers is touched any more.
         """
+        try:
+            if not self.advance(pendings, group, seconds=seconds):
+                late = ranks_text(rank for p in pendings if not p.done for rank in p.awaited)
+                raise DeadlineExceeded(
+                    f"rank {self.rank}: Timed out after {seconds:.1f} s waiting for {late} in {what}"
+                )
+        except BaseException:
+            with self._lock:
+                self.streams.cancel(pendings)
+            raise
+
+    def advance(self, pendings: Sequence[Pending], group: Group, *, seconds: float) -> bool:
+        """Move messages for at most `seconds`; whether all `pendings` are done. Raises the group's failure."""
         start = time.monotonic()
         probe_at = start + PROBE_AFTER
         with self._lock:
@@ -183,44 +218,56 @@ class Mesh:
                     self._refuse(pendings, group)
                     now = time.monotonic()
                     if now >= start + seconds:
-                        late = ranks_text(p.peer for p in pendings if not p.done)
-                        raise DeadlineExceeded(f"rank {self.rank} waited {seconds:.1f} s for {late} in {what}")
+                        return False
                     if now >= probe_at:
                         probe_at = now + max(_SLICE, now - start)
                         self._probe(pendings)
                         self._progress()
                         continue
                     self._sleep(min(start + seconds, probe_at) - now)
-            except BaseException:
-                self.streams.cancel(pendings)
-                raise
+                return True
             finally:
-                self._hand_on()
+                self._turns.hand_on()
 
     def test(self, pendings: Sequence[Pending], group: Group) -> bool:
         """Move what can be moved without waiting; whether a `wait` for `pendings` would return or raise at once."""
-        with self._lock:
-            self._progress()
-            self._hand_on()
-            done = all(p.done for p in pendings)
-            return done or group.failure is not None or self._failure is not None or self._closed
+        try:
+            return self.advance(pendings, group, seconds=0.0)
+        except SuperpodError:
+            return True
 
     def close(self) -> None:
         """Leave in order: tell the peers, deliver what is under way, release the link. Idempotent."""
         with self._lock:
-            if self._closed or os.getpid() != self._pid:
+            if self._closed:
                 return
-            self._closed = True
+            self._close_locked()
             bye = encode(Header(Kind.BYE, 0, 0))
             for peer in self.link.peers():
                 self.link.post(peer, bye, b"")
-        while self._leading or self._followers:  # whoever waits finds the mesh closed and leaves
+        end = time.monotonic() + LINGER
+        while self._turns.anyone and time.monotonic() < end:  # whoever waits finds the mesh closed and leaves
             with self._lock:
-                self._rouse()
+                self._turns.rouse()
             time.sleep(0.001)
         self.link.close(LINGER)
         if self._abort is not None:
             self._abort.close()
+
+    def _close_locked(self) -> None:
+        self._closed = True
+        for group in self._groups.values():
+            group.failure = group.failure or LinkClosed(self._over)
+
+    def disown(self) -> None:
+        """In a forked child: the connections are the parent's, so nothing can be done here but to say so."""
+        self._turns = Turns(self.link)
+        self._lock = self._turns.lock
+        self._over = (
+            f"this process was forked from rank {self.rank}, whose connections it cannot use; "
+            "make a new communicator or process group"
+        )
+        self._close_locked()
 
     # Connections
 
@@ -262,8 +309,8 @@ class Mesh:
                 self._lost.setdefault(event.peer, "died: its connection broke without a farewell")
             else:
                 self._refuse_frame(event.error)
-        if moved and (self._followers or self._leading):
-            self._rouse()
+        if moved:
+            self._turns.rouse()
 
     def _arrive(self, arrival: Arrival) -> None:
         peer = arrival.peer
@@ -273,6 +320,8 @@ class Mesh:
             self._refuse_frame(BadFrame(f"from rank {peer}: {error}"))
             return
         key = (peer, header.group, header.tag)
+        if header.group in self._ended:
+            return
         if header.kind is Kind.DATA:
             self.streams.arrive(key, header, arrival.payload)
         elif header.kind is Kind.CREDIT:
@@ -298,42 +347,14 @@ class Mesh:
     # Waiting
 
     def _sleep(self, seconds: float) -> None:
-        """Give the lock away and wait for something to happen: as the leader in the link, else on an event."""
-        seconds = min(seconds, _SLICE)
-        if self._leading:
-            event = threading.Event()
-            self._followers.append(event)
-            self._lock.release()
-            try:
-                event.wait(seconds)
-            finally:
-                self._lock.acquire()
-                self._followers.remove(event)
-            return
-        self._leading = True
-        self._lock.release()
-        try:
-            self.link.wait(seconds)
-        finally:
-            self._lock.acquire()
-            self._leading = False
-        self._look_at_abort_flag()
-        self._progress()
-
-    def _rouse(self) -> None:
-        """Let everybody who sleeps look again."""
-        for event in self._followers:
-            event.set()
-        if self._leading:
-            self.link.wake()
-
-    def _hand_on(self) -> None:
-        if self._followers and not self._leading:
-            self._followers[0].set()
+        """Give the lock away and wait for something to happen."""
+        if self._turns.sleep(min(seconds, _SLICE)):
+            self._look_at_abort_flag()
+            self._progress()
 
     def _probe(self, pendings: Sequence[Pending]) -> None:
         """Tell the peers that are late what they are awaited in, so that a mismatch shows on both sides."""
-        late = [p for p in pendings if isinstance(p, Receive) and not p.done]
+        late = [p for p in pendings if isinstance(p, Receive) and not p.done and p.peer != ANYONE]
         strangers = {p.peer for p in late if not self.link.reaches(p.peer)}
         if strangers:
             self._lock.release()
@@ -363,7 +384,7 @@ class Mesh:
     def _look_at_abort_flag(self) -> None:
         if self._abort is not None and self._failure is None and (failure := self._abort.failure()) is not None:
             self._failure = PeerLost(str(failure))
-            self._rouse()
+            self._turns.rouse()
 
     def _refuse_frame(self, error: BadFrame) -> None:
         if not self.refused:
@@ -373,7 +394,7 @@ class Mesh:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise LinkClosed(f"rank {self.rank} has closed its mesh; make a new communicator or process group")
+            raise LinkClosed(self._over)
 
     def _refuse_if_over(self, group: Group | None) -> None:
         self._refuse_if_closed()
@@ -386,10 +407,20 @@ class Mesh:
         """Raise when `pendings` can never be done."""
         self._refuse_if_over(group)
         for p in pendings:
-            if not p.done and p.peer in self._lost:
-                error = PeerLost(f"rank {p.peer} {self._lost[p.peer]}, but rank {self.rank} needs it in {p.call()}")
+            if not p.done and self._lost.keys() >= p.awaited:
+                rank = min(p.awaited, default=ANYONE)
+                how = self._lost.get(rank, "is alone")
+                error = PeerLost(f"rank {rank} {how}, but rank {self.rank} needs it in {p.call()}")
                 self.fail_group_locked(group, error)
                 raise again(error)
 
+
+def _after_fork() -> None:
+    for mesh in _meshes:
+        mesh.disown()
+
+
+_meshes: weakref.WeakSet[Mesh] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork)
 
 _SELF = "rank {} cannot exchange messages with itself; copy the array instead"

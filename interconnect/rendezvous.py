@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from datetime import timedelta
 from typing import Any, Protocol
 
 import msgpack
@@ -40,10 +39,12 @@ class TorchStore:
         self._store.set(key, value)
 
     def get(self, key: str, timeout: float) -> bytes:
-        try:
-            self._store.wait([key], timedelta(seconds=timeout))
-        except RuntimeError as error:
-            raise _missing(key, timeout) from error
+        end, pause = time.monotonic() + timeout, 0.001
+        while not self._store.check([key]):  # its own wait() logs a warning every time that it runs out
+            if time.monotonic() + pause > end:
+                raise _missing(key, timeout)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
         return bytes(self._store.get(key))
 
 

@@ -22,6 +22,7 @@ from superpod.interconnect.wire import Header, Kind, encode
 Array = npt.NDArray[Any]
 StreamKey = tuple[int, int, int]  # (peer, group, tag)
 
+ANYONE = -1  # as a peer: whoever sends first
 FRAME_COST = 256  # bytes that a frame takes from its window beyond its payload, so that empty ones are bounded too
 
 
@@ -40,6 +41,11 @@ class Send:
     def peer(self) -> int:
         return self.key[0]
 
+    @property
+    def awaited(self) -> frozenset[int]:
+        """The ranks of which one must do something."""
+        return frozenset(self.key[:1])
+
     def call(self) -> str:
         return f"{self.header.text} (#{self.header.sequence})"
 
@@ -53,6 +59,7 @@ class Receive:
         into: 1-D contiguous array that takes it; its bytes are the message's length.
         reduce: ufunc that combines what is there with what arrives; None overwrites.
         sequence, step, text: the receiver's own call, compared with the sender's.
+        candidates: the ranks that it may come from, as long as `key` leaves that open.
     """
 
     key: StreamKey
@@ -61,6 +68,7 @@ class Receive:
     sequence: int
     step: int
     text: str
+    candidates: frozenset[int] = frozenset()
     got: int = 0
     done: bool = False
     error: SuperpodError | None = None
@@ -68,6 +76,11 @@ class Receive:
     @property
     def peer(self) -> int:
         return self.key[0]
+
+    @property
+    def awaited(self) -> frozenset[int]:
+        """The ranks of which one must do something."""
+        return self.candidates if self.key[0] == ANYONE else frozenset(self.key[:1])
 
     def call(self) -> str:
         return f"{self.text} (#{self.sequence})"
@@ -94,7 +107,8 @@ class Receive:
             if self.reduce is None:
                 part[...] = incoming
             else:
-                self.reduce(part, incoming, out=part)
+                with np.errstate(all="ignore"):  # an overflow is the result; in whose thread it arises is chance
+                    self.reduce(part, incoming, out=part)
         self.got += len(payload)
         self.done = self.got == into.nbytes
 
@@ -127,6 +141,7 @@ class Streams:
         self._on_mismatch = on_mismatch
         self._outlets: dict[StreamKey, _Outlet] = defaultdict(_Outlet)
         self._inlets: dict[StreamKey, _Inlet] = defaultdict(_Inlet)
+        self._open: list[Receive] = []  # receives from ANYONE, in the order in which they were posted
 
     def send(self, send: Send) -> None:
         outlet = self._outlets[send.key]
@@ -140,12 +155,19 @@ class Streams:
         if inlet.early and inlet.posted[0] is receive:
             self._match(receive.key, inlet)
 
+    def receive_any(self, receive: Receive) -> None:
+        """Take the next message of whichever candidate's stream has one that nobody has asked for."""
+        self._open.append(receive)
+        for peer in sorted(receive.candidates):
+            key = (peer, *receive.key[1:])
+            if receive in self._open and (inlet := self._inlets.get(key)) is not None:
+                self._match(key, inlet)
+
     def arrive(self, key: StreamKey, header: Header, payload: Buffer) -> None:
         """A DATA frame has come in."""
         inlet = self._inlets[key]
         inlet.early.append((header, payload))
-        if inlet.posted:
-            self._match(key, inlet)
+        self._match(key, inlet)
 
     def credit(self, key: StreamKey, nbytes: int) -> None:
         """The receiver has consumed `nbytes` of the stream."""
@@ -156,7 +178,9 @@ class Streams:
     def cancel(self, pendings: Sequence[Pending]) -> None:
         """Let go of the callers' buffers."""
         for p in pendings:
-            if isinstance(p, Receive):
+            if p in self._open:
+                self._open.remove(p)  # type: ignore[arg-type]
+            elif isinstance(p, Receive):
                 if (inlet := self._inlets.get(p.key)) and p in inlet.posted:
                     inlet.posted.remove(p)
             elif (outlet := self._outlets.get(p.key)) and p in outlet.backlog:
@@ -166,10 +190,11 @@ class Streams:
         """Drop all streams of a group."""
         self._outlets = defaultdict(_Outlet, {k: v for k, v in self._outlets.items() if k[1] != group})
         self._inlets = defaultdict(_Inlet, {k: v for k, v in self._inlets.items() if k[1] != group})
+        self._open = [receive for receive in self._open if receive.key[1] != group]
 
     def _match(self, key: StreamKey, inlet: _Inlet) -> None:
         """Hand early segments to the receives that wait for them."""
-        while inlet.posted and inlet.early:
+        while inlet.early and (inlet.posted or self._adopt(key, inlet)):
             receive = inlet.posted[0]
             header, payload = inlet.early[0]
             if not receive.expects(header):
@@ -184,6 +209,16 @@ class Streams:
             peer, group, tag = key
             self._link.post(peer, encode(Header(Kind.CREDIT, group, tag, nbytes=inlet.consumed)), b"")
             inlet.consumed = 0
+
+    def _adopt(self, key: StreamKey, inlet: _Inlet) -> bool:
+        """Give the stream, which nobody waits for, the first receive from ANYONE that it may serve."""
+        for receive in self._open:
+            if key[1:] == receive.key[1:] and key[0] in receive.candidates:
+                self._open.remove(receive)
+                receive.key = key
+                inlet.posted.append(receive)
+                return True
+        return False
 
     def _push(self, outlet: _Outlet) -> None:
         """Hand to the link what the stream's window lets through."""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import zmq
 
+from superpod.interconnect.allocator import keep_freed_memory
 from superpod.interconnect.errors import BadFrame, InvalidValue
 from superpod.interconnect.link import Arrival, Broken, Buffer, Refused
 from superpod.interconnect.wire import MAX_HEADER
@@ -44,6 +45,7 @@ class ZmqLink:
             directory: the job's 0700 directory for ipc's socket file; None takes a name without a file.
             transport: "ipc", or "tcp" on the loopback interface at a port of the kernel's choice.
         """
+        keep_freed_memory()
         self.rank = rank
         self.context = zmq.Context(io_threads=1)
         self._pid = os.getpid()

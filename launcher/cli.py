@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from superpod import __version__
-from superpod.interconnect.env import Settings
+from superpod.interconnect.env import LauncherSettings, Settings
 from superpod.interconnect.errors import InvalidValue
-from superpod.launcher.agent import run_job
 from superpod.launcher.job import START_METHODS, JobSpec, StreamChoice, compile_script
+from superpod.launcher.run import run_job
 
 _USAGE_ERROR, _INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """superpod-run. Returns its exit code: that of the card that failed first, 128 + signal, 2 for a wrong use."""
+    _open_standard_streams()
     try:
         spec = job_from(parser().parse_args(argv))
         Settings.read()  # n cards would complain of the same wrong variable
@@ -34,6 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1  # as Python does
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _open_standard_streams() -> None:
+    """Where a standard stream is closed, open /dev/null: or its number would go to a file or pipe of the launcher's."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
 
 
 def job_from(options: argparse.Namespace) -> JobSpec:
@@ -79,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         "--nproc_per_node",
         type=int,
         metavar="N",
-        default=os.environ.get("PET_NPROC_PER_NODE", "1"),
+        default=LauncherSettings.read().nproc_per_node,
         help="number of cards (default 1, or PET_NPROC_PER_NODE)",
     )
     what = cli.add_mutually_exclusive_group()

@@ -24,7 +24,8 @@ class Console:
     lost: why one of the streams cannot be written, such as "stdout: No space left on device"; "" while it can.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, colour: bool) -> None:
+        self._colour = colour
         self._queue: deque[tuple[int, memoryview]] = deque()
         self._size = 0
         self._status = b""
@@ -33,8 +34,8 @@ class Console:
         self._dead: set[int] = set()
 
     def colours(self, stream: int) -> bool:
-        """Whether lines on this stream are read on a terminal by somebody who did not ask for NO_COLOR."""
-        return os.isatty(stream) and not os.environ.get("NO_COLOR")
+        """Whether lines on this stream are to have colours: on a terminal, if they are wanted."""
+        return self._colour and os.isatty(stream)
 
     def write(self, stream: int, data: bytes) -> None:
         """Queue whole lines for one of the streams and write what can be written now."""
@@ -55,6 +56,13 @@ class Console:
     def say(self, text: str) -> None:
         """A message of the launcher itself, on stderr."""
         self.write(STDERR, f"superpod-run: {text}\n".encode())
+
+    def headline(self, text: str) -> None:
+        """A block of text on stderr whose first line stands out on a terminal."""
+        head, newline, rest = text.partition("\n")
+        if head and self.colours(STDERR):
+            head = f"\x1b[1;31m{head}\x1b[0m"
+        self.write(STDERR, f"{head}{newline}{rest}".encode())
 
     def _push(self, stream: int, data: bytes) -> None:
         if data and stream not in self._dead and not self.closed:

@@ -15,18 +15,21 @@ LONGEST = 72  # bytes: a socket's path may have 107, and its name in the directo
 
 
 @contextlib.contextmanager
-def job_directory() -> Iterator[Path]:
-    """A fresh 0700 directory with a short path, removed at the end. Raises InvalidValue when none can be made."""
-    path = create_directory()
+def job_directory(preferred: str | None) -> Iterator[Path]:
+    """A fresh 0700 directory with a short path, removed at the end; in `preferred` if that can be written.
+
+    Raises InvalidValue when none can be made.
+    """
+    path = create_directory(preferred)
     try:
         yield path
     finally:
         remove_directory(path)
 
 
-def create_directory() -> Path:
-    candidates = [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"]
-    why = "no candidate"
+def create_directory(preferred: str | None = None) -> Path:
+    candidates = [preferred, tempfile.gettempdir(), "/tmp"]
+    why = ""
     for base in dict.fromkeys(c for c in candidates if c):
         if len(os.fsencode(base)) > LONGEST - len("/superpod-12345678"):
             why = f"{base} is too long"

@@ -38,12 +38,11 @@ def connect_streams(stdout: int, stderr: int) -> None:
 
 
 def renew_randomness() -> None:
-    """Random numbers as in a fresh interpreter: different in every card. Python's own are renewed by every fork.
-
-    torch's default generator starts from a constant in every process, so it stays.
-    """
+    """Random numbers as in a fresh interpreter: different in every card. Python's own are renewed by every fork."""
     if numpy_random := sys.modules.get("numpy.random"):
         numpy_random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
     if multiprocessing := sys.modules.get("multiprocessing.process"):
         multiprocessing.current_process().authkey = os.urandom(32)
 
@@ -55,7 +54,7 @@ def exec_interpreter(kind: str, target: str, args: list[str]) -> NoReturn:
 
 def exec_program(program: str, args: list[str]) -> NoReturn:
     """Become the program. Python in it prints line by line, as the cards of the other kinds do."""
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    os.environ["PYTHONUNBUFFERED"] = "1"
     LauncherLine().tell("up")
     _exec([program, *args])
 

@@ -7,7 +7,6 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 from superpod.interconnect.errors import InvalidValue
 from superpod.launcher.console import STDERR, STDOUT, Console

@@ -47,6 +47,11 @@ class Card:
         return self.ended
 
     @property
+    def only_heard(self) -> bool:
+        """Whether it failed because another card did."""
+        return self.error is not None and self.error.consequence
+
+    @property
     def exit_code(self) -> int:
         """What a shell would see; 1, Python's own, of a card that raised and had to be ended."""
         if self.code is None or -self.code in self.sent or self.code == 0:
@@ -110,15 +115,16 @@ class Outcome:
         """The job cannot go on for a reason that no card gave."""
         self._own_failure = self._own_failure or (cause, exit_code)
 
-    def hear(self, item: dict[str, Any]) -> None:
-        """News from a card; what makes no sense is left out."""
+    def hear(self, item: dict[str, Any]) -> Card | None:
+        """News from a card, which is returned; None for what makes no sense."""
         rank = item.get("rank")
         if not isinstance(rank, int) or not 0 <= rank < len(self.cards):
-            return
+            return None
+        card = self.cards[rank]
         match item:
             case {"event": "up"}:
-                self.up += not self.cards[rank].up
-                self.cards[rank].up = True
+                self.up += not card.up
+                card.up = True
             case {"event": "first_collective", "time": float(time)}:
                 self._first_collectives.append(time)
             case {"event": "summary", "operations": list(operations)}:
@@ -126,7 +132,8 @@ class Outcome:
                     self._add(operation)
             case {"event": "error", "time": float(time), "type": str(kind), "message": str(message)}:
                 text, consequence = str(item.get("traceback", "")), bool(item.get("consequence"))
-                self.cards[rank].error = CardError(time, kind, message, text, consequence)
+                card.error = CardError(time, kind, message, text, consequence)
+        return card
 
     def _add(self, operation: Any) -> None:
         match operation:
@@ -157,7 +164,7 @@ class Outcome:
     def first_failure(self) -> Card | None:
         """The card that failed first by time; one that only heard of another's failure comes after all others."""
         failed = [
-            (card.error is not None and card.error.consequence, time, card)
+            (card.only_heard, time, card)
             for card in self.cards
             if (time := card.failed_at) is not None and time < self._interrupted_at
         ]

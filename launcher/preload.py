@@ -18,7 +18,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
+
+from superpod.interconnect.env import noticing_card_variables
 
 _MAX_FILES = 300  # of the user's own code; more are not read
 _MAX_SOURCE = 1 << 20  # bytes; a longer file is data, not code
@@ -30,7 +31,6 @@ _USES_DYNAMO = re.compile(
     rb"\boptim\b|Optimizer\b|DistributedDataParallel|\bDDP\b|FullyShardedDataParallel|\bFSDP|\bfully_shard\b"
     rb"|\bcompile\b|\bTrainer\b"
 )
-CARD_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 
 def plan(target: str, *, module: bool) -> list[str]:
@@ -60,8 +60,8 @@ def home_of(target: str, *, module: bool) -> str:
 
 def _main_files(module: str, home: str) -> list[str | None]:
     """The files that `python -m module` runs: the module and the packages around it."""
-    names = [name for name in _with_packages(module)]
-    return [_file_of(locate(name, [home, *sys.path])) for name in (*names, f"{module}.__main__")]
+    names = [*_with_packages(module), f"{module}.__main__"]
+    return [_file_of(locate(name, [home, *sys.path])) for name in names]
 
 
 def _own_sources(queue: list[str], home: str, found: dict[str, None]) -> Iterator[bytes]:
@@ -84,7 +84,7 @@ def _own_sources(queue: list[str], home: str, found: dict[str, None]) -> Iterato
 
 
 def imports(source: bytes) -> list[tuple[int, str]]:
-    """What `source` imports anywhere but under `if TYPE_CHECKING`: (0, "package.module"), with leading dots (1, "name").
+    """What `source` imports anywhere but under `if TYPE_CHECKING`: (0, "package.module"); (1, "name") for `from .`.
 
     A package comes before its modules. What `from package import name` names may be a module or not. Source that does
     not compile imports nothing.
@@ -150,17 +150,6 @@ def _read(file: str) -> bytes:
     return b""
 
 
-class _Watched(os._Environ):  # type: ignore[type-arg]  # generic only for the type checker
-    """os.environ while modules load: notices who asks which card this is."""
-
-    asked = False
-
-    def __getitem__(self, key: Any) -> Any:
-        if key in CARD_VARIABLES:
-            _Watched.asked = True
-        return super().__getitem__(key)
-
-
 def load(names: Iterable[str]) -> dict[str, str]:
     """Import `names` into this process; what fails is left to the cards, which show the error themselves.
 
@@ -169,17 +158,16 @@ def load(names: Iterable[str]) -> dict[str, str]:
     threads: list[str] = []
     refused: dict[str, str] = {}
     gc.disable()  # nothing of what is imported becomes garbage; importing is a seventh faster
-    os.environ.__class__ = _Watched
-    for name in names:
-        before = _threads()
-        _Watched.asked = False
-        with contextlib.suppress(BaseException):  # also SystemExit: a module must not end the zygote
-            importlib.import_module(name)
-        if _Watched.asked:
-            refused[name] = "it asks for its rank while it is imported"
-        if _threads() > before:
-            threads.append(name)
-    os.environ.__class__ = os._Environ
+    with noticing_card_variables() as asked:
+        for name in names:
+            before = _threads()
+            asked.clear()
+            with contextlib.suppress(BaseException):  # also SystemExit: a module must not end the zygote
+                importlib.import_module(name)
+            if asked:
+                refused[name] = f"it asks for {', '.join(sorted(asked))} while it is imported"
+            if _threads() > before:
+                threads.append(name)
     gc.enable()
     if threads and _threads_after_fork() > 1:
         refused |= dict.fromkeys(threads, "it starts a thread, which a fork would lose")

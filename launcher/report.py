@@ -27,6 +27,8 @@ def failure_report(outcome: Outcome, host: str, started: float, last_lines: str)
     """
     if outcome.own_failure is not None:
         return "\n".join([f"superpod-run: the job failed: {outcome.own_failure}", *_others(outcome, None)]) + "\n"
+    if outcome.interrupted == signal.SIGPIPE:
+        return ""  # nobody reads any more
     if outcome.interrupted is not None:
         return f"superpod-run: {_interruption(outcome.interrupted)}; all cards have been ended\n"
     first = outcome.first_failure()
@@ -100,8 +102,9 @@ def summary_table(numbers: dict[str, Any]) -> str:
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
     """Words to the left, numbers to the right."""
-    cells = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
-    return "  " + "  ".join(cells).rstrip()
+    words = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+    numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+    return "  " + "  ".join([*words, *numbers])
 
 
 def write_summary(path: Path, numbers: dict[str, Any]) -> None:

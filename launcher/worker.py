@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import itertools
 import os
 import runpy
 import signal
@@ -19,7 +20,7 @@ import threading
 import traceback
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType, TracebackType
+from types import CodeType, TracebackType
 from typing import Any, NoReturn
 
 from superpod.interconnect.control import send_news
@@ -30,7 +31,6 @@ from superpod.launcher.preload import is_installed
 from superpod.launcher.processes import flush_c_streams
 
 _MAX_TEXT = 24 * 1024  # characters of a message or traceback in the news, of which a datagram holds 128 KiB
-_HERE = __file__
 _INTERRUPTED = -signal.SIGINT
 
 
@@ -45,12 +45,12 @@ def run(kind: str, target: str, args: list[str], code: CodeType | None) -> NoRet
 
     `code` is the compiled script, where somebody has compiled it already.
     """
-    before = frozenset(sys.modules)
+    last_shared = next(reversed(sys.modules))  # what comes after it this card imports; a set of all would copy 4 MB
     launcher = LauncherLine()
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a line is seen when it is printed
     launcher.tell("up")
-    _leave(_execute(kind, target, args, code, launcher), before)
+    _leave(_execute(kind, target, args, code, launcher), last_shared)
 
 
 class LauncherLine:
@@ -74,8 +74,8 @@ def _execute(kind: str, target: str, args: list[str], code: CodeType | None, lau
             _run_script(target, args, code)
     except SystemExit as end:
         return _exit_code(end)
-    except BaseException as error:
-        error.__traceback__ = _users_part(error.__traceback__)
+    except BaseException as error:  # noqa: BLE001  # whatever it is, Python would print it
+        error.__traceback__ = without_frames_of(__file__, error.__traceback__)
         _tell_and_print(error, launcher)
         return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     return 0
@@ -86,24 +86,26 @@ def _run_script(target: str, args: list[str], code: CodeType | None) -> None:
     if not sys.flags.safe_path:
         sys.path.insert(0, os.path.dirname(os.path.realpath(target)))
     path = str(Path.cwd() / target)
-    module = _new_main()
-    module.__dict__.update(__file__=path, __cached__=None, __loader__=SourceFileLoader("__main__", path))
-    exec(code or compile_script(target), module.__dict__)
+    namespace = _fresh_main()
+    namespace.update(__file__=path, __cached__=None, __loader__=SourceFileLoader("__main__", path))
+    exec(code or compile_script(target), namespace)
 
 
 def _run_module(target: str, args: list[str]) -> None:
     sys.argv = ["-m", *args]
     if not sys.flags.safe_path:
         sys.path.insert(0, os.getcwd())
-    _new_main()
+    _fresh_main()
     runpy._run_module_as_main(target)  # type: ignore[attr-defined]  # what `python -m` itself calls
 
 
-def _new_main() -> ModuleType:
-    module = ModuleType("__main__")
-    module.__dict__.update(__builtins__=sys.modules["builtins"], __annotations__={})
-    sys.modules["__main__"] = module
-    return module
+def _fresh_main() -> dict[str, Any]:
+    """The namespace of `__main__`, emptied. The module stays: others, such as multiprocessing, hold on to it."""
+    namespace = sys.modules["__main__"].__dict__
+    namespace.clear()
+    namespace.update(dict.fromkeys(("__doc__", "__package__", "__loader__", "__spec__")))
+    namespace.update(__name__="__main__", __builtins__=sys.modules["builtins"], __annotations__={})
+    return namespace
 
 
 def _exit_code(end: SystemExit) -> int:
@@ -136,7 +138,7 @@ def _tell_and_print(error: BaseException, launcher: LauncherLine) -> None:
         return
     try:
         sys.excepthook(type(error), error, error.__traceback__)
-    except BaseException:  # the user's own hook
+    except BaseException:  # noqa: BLE001  # the user's own hook
         traceback.print_exc()
         traceback.print_exception(error)
 
@@ -144,7 +146,7 @@ def _tell_and_print(error: BaseException, launcher: LauncherLine) -> None:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:
+    except Exception:  # noqa: BLE001  # the user's own __str__
         return "<its text cannot be made>"
 
 
@@ -157,18 +159,19 @@ def is_consequence(error: BaseException | None) -> bool:
     return False
 
 
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
-    while trace is not None and trace.tb_frame.f_code.co_filename == _HERE:
+def without_frames_of(file: str, trace: TracebackType | None) -> TracebackType | None:
+    """The part of a traceback that begins below the frames of `file`, its caller's: the user's part."""
+    while trace is not None and trace.tb_frame.f_code.co_filename == file:
         trace = trace.tb_next
     return trace
 
 
-def _leave(status: int, before: frozenset[str]) -> NoReturn:
+def _leave(status: int, last_shared: str) -> NoReturn:
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as Python's own end does
         atexit._run_exitfuncs()
         if status != _INTERRUPTED:
-            _let_go(before)
+            _let_go(last_shared)
     except KeyboardInterrupt:
         status = _INTERRUPTED
     status = _flush(status)
@@ -178,10 +181,11 @@ def _leave(status: int, before: frozenset[str]) -> NoReturn:
     os._exit(status)
 
 
-def _let_go(before: frozenset[str]) -> None:
+def _let_go(last_shared: str) -> None:
     """Drop what the user's own modules hold, as the end of Python does: files are written, `__del__` is called."""
     sys.setswitchinterval(60)  # daemon threads no longer run; Python stops them too
-    own = [module for name, module in reversed(sys.modules.items()) if _is_own(name, module, before)]
+    later = list(itertools.takewhile(lambda name: name != last_shared, reversed(sys.modules)))  # a look may load more
+    own = [sys.modules[name] for name in later if _is_own(name)]
     for module in [sys.modules["__main__"], *own]:
         names = [name for name in module.__dict__ if name != "__builtins__"]
         for name in sorted(names, key=lambda name: not name.startswith("_")):  # underscores first, as Python has it
@@ -189,9 +193,9 @@ def _let_go(before: frozenset[str]) -> None:
     gc.collect()
 
 
-def _is_own(name: str, module: ModuleType | None, before: frozenset[str]) -> bool:
-    file = getattr(module, "__file__", None)
-    return name not in before and isinstance(file, str) and not is_installed(file) and name.split(".")[0] != "superpod"
+def _is_own(name: str) -> bool:
+    file = getattr(sys.modules[name], "__file__", None)
+    return isinstance(file, str) and not is_installed(file) and name.split(".")[0] != "superpod"
 
 
 def _flush(status: int) -> int:

@@ -170,7 +170,7 @@ class Zygote:
     def _host_store(self) -> None:
         """The first card knocks at torch's store: have a process of its own host it, for a store has threads."""
         if self._fork(_STORE, "superpod-store"):
-            from torch.distributed import TCPStore
+            from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not declared so
 
             host, port = self._listener.getsockname()
             store = TCPStore(

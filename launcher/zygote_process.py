@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from superpod.interconnect.env import Place, worker_environment
+from superpod.interconnect.env import Place, worker_environment, zygote_environment
 from superpod.interconnect.errors import InvalidValue
 from superpod.launcher.channel import Channel, Order
 from superpod.launcher.job import JobSpec
-from superpod.launcher.preload import CARD_VARIABLES
 from superpod.launcher.zygote import BOOT
 
 _BACKLOG = 4096  # cards that knock at torch's store before it is hosted
@@ -27,7 +26,7 @@ class ZygoteProcess:
         """Start it. `output`: the descriptor that is to be its stdout and stderr."""
         self._spec, self._directory = spec, directory
         self._channel, theirs = Channel.pair()
-        with theirs, _store_listener() as listener:
+        with contextlib.closing(theirs), _store_listener() as listener:
             self._port = listener.getsockname()[1]
             order = Order(
                 directory=str(directory),
@@ -47,16 +46,11 @@ class ZygoteProcess:
                     stdin=orders,
                     stdout=output,
                     stderr=output,
-                    env=self._environment(),
+                    env=zygote_environment(self.card_environment(0)),
                     pass_fds=(order.channel, order.listener),
                     start_new_session=True,  # a Ctrl-C at the terminal is the launcher's alone
                 )
         self.pid = self._process.pid
-
-    def _environment(self) -> dict[str, str]:
-        """That of the cards, but for what differs from card to card."""
-        common = {**os.environ, **self.card_environment(0)}
-        return {name: value for name, value in common.items() if name not in CARD_VARIABLES}
 
     def card_environment(self, rank: int) -> dict[str, str]:
         world_size = self._spec.world_size

@@ -22,7 +22,7 @@ ENV = "interconnect/env.py"
 # module → where alone it may be imported, as patterns of paths
 HOMES = {
     "zmq": ("interconnect/zmq_link.py", "interconnect/rendezvous.py"),
-    "torch": ("collectives/torch_backend*.py", "launcher/zygote*.py"),
+    "torch": ("collectives/torch_backend*.py", "launcher/zygote*.py", "benchmarks/torch_all_reduce.py"),
     "pickle": ("launcher/testing.py",),
     "cloudpickle": ("launcher/testing.py",),
     "dill": (),

@@ -16,8 +16,7 @@ from superpod.collectives.algorithms import (
     tree,
 )
 from superpod.collectives.algorithms.algorithm import Algorithm
-from superpod.collectives.schedule import Schedule
-from superpod.collectives.spec import ROOTED
+from superpod.collectives.schedule import ROOTED, Schedule
 from superpod.interconnect.errors import InvalidValue
 
 __all__ = ["Algorithm", "build", "get", "names"]

@@ -41,6 +41,7 @@ def ceil_log2(n: int) -> int:
 
 
 def floor_log2(n: int) -> int:
+    """k for the largest power of two 2^k ≤ n."""
     return n.bit_length() - 1
 
 

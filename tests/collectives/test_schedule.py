@@ -96,6 +96,7 @@ class TestSchedule:
         schedule = of_steps(nbanks=2)
         assert schedule.where(4, 1, 3) == "handmade all_reduce on 3 ranks, step 4, rank 1, chunk 3"
         assert schedule.where(4, 1, 7) == "handmade all_reduce on 3 ranks, step 4, rank 1, chunk 3 of bank 1"
+        assert schedule.where(-1, 0, 0) == "handmade all_reduce on 3 ranks, before step 0, rank 0, chunk 0"
 
 
 class TestPrograms:
@@ -140,7 +141,9 @@ class TestJson:
             assert getattr(copy, field) == getattr(schedule, field)
         assert [rows(s) for s in copy.steps()] == [rows(s) for s in schedule.steps()]
 
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"steps": [{}]}', '{"steps": [], "collective": "all_reduce"}', "1"])
+    @pytest.mark.parametrize(
+        "text", ["", "[]", "{}", '{"steps": [{}]}', '{"steps": [], "collective": "all_reduce"}', "1"]
+    )
     def test_what_is_no_schedule_is_refused(self, text: str) -> None:
         with pytest.raises(InvalidValue, match=r"not a schedule in JSON: .*; write one with Schedule\.to_json\(\)"):
             Schedule.from_json(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from superpod.collectives import algorithms, spec
-from superpod.collectives.schedule import Schedule, Step
+from superpod.collectives.schedule import ROOTED, Schedule, Step
 from superpod.interconnect.env import COLLECTIVES
 from superpod.interconnect.errors import InvalidValue
 
@@ -58,11 +58,11 @@ def test_before_after_origin(collective: str) -> None:
 
 @pytest.mark.parametrize("collective", COLLECTIVES)
 def test_of_takes_collective_size_and_root_from_the_schedule(collective: str) -> None:
-    root = 3 if collective in spec.ROOTED else 0
+    root = 3 if collective in ROOTED else 0
     schedule = algorithms.build(collective, algorithms.names(collective)[0], 4, root)
     found = spec.of(schedule)
     make = getattr(spec, collective)
-    expected = make(4, 3) if collective in spec.ROOTED else make(4)
+    expected = make(4, 3) if collective in ROOTED else make(4)
     assert found.collective == collective
     for field in ("before", "after", "origin"):
         assert getattr(found, field).tolist() == getattr(expected, field).tolist()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "all_reduce.py"
-RUN = [sys.executable, "-m", "superpod.launcher.cli"]
+RUN = [str(Path(sys.executable).with_name("superpod-run"))]
 
 
 def _sums(output, n):

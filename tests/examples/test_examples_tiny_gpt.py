@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "tiny_gpt.py"
-RUN = [sys.executable, "-m", "superpod.launcher.cli", "-n"]
+RUN = [str(Path(sys.executable).with_name("superpod-run")), "-n"]
 
 
 def _train(path, *options, n=None):

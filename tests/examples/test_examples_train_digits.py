@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_digits.py"
 LAUNCHERS = {
     "python": [sys.executable],
-    "superpod-run": [sys.executable, "-m", "superpod.launcher.cli", "-n"],
+    "superpod-run": [str(Path(sys.executable).with_name("superpod-run")), "-n"],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"],
 }
 
@@ -35,6 +35,7 @@ def alone(tmp_path_factory):
     return result
 
 
+@pytest.mark.slow
 def test_one_card_without_a_launcher(alone):
     assert alone["world_size"] == 1
     assert alone["accuracy"] >= 0.95
@@ -62,10 +63,12 @@ def test_under_torchrun(alone, tmp_path):
 
 @pytest.mark.slow
 def test_shares_of_different_size_and_empty_ones_count_as_they_should(tmp_path):
-    options = ("--epochs", "1", "--batch", "5", "--require", "0")  # 7 cards: two have nothing to do in every step
+    options = ("--epochs", "1", "--batch", "10", "--require", "0")
     alone = _train(tmp_path / "one.json", *options, launcher="python")[1]
-    seven = _train(tmp_path / "seven.json", *options, n=7)[1]
-    assert _distance(seven["losses"], alone["losses"]) < 1e-4
+    for n in (7, 12):  # shares of two images and of one; of one image and of none
+        many = _train(tmp_path / f"{n}.json", *options, n=n)[1]
+        # later on, steps as rough as these (10 images at a rate made for 512) magnify the last bit beyond any bound
+        assert _distance(many["losses"][:30], alone["losses"][:30]) < 1e-4
 
 
 def test_too_low_an_accuracy_is_a_failure(tmp_path):

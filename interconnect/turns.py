@@ -1,0 +1,61 @@
+"""Whose turn it is to poll: when several threads wait on one card, the leader sleeps in the link, the others on events.
+
+The leader moves everybody's messages. A leader that is done hands on to one of the others.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from superpod.interconnect.link import Link
+
+
+class Turns:
+    """The threads that wait on one card. `lock` guards the card's whole state; every call here holds it."""
+
+    def __init__(self, link: Link) -> None:
+        self.lock = threading.Lock()
+        self.leading = False  # somebody sleeps in the link
+        self._link = link
+        self._followers: list[threading.Event] = []
+
+    @property
+    def anyone(self) -> bool:
+        """Whether anybody sleeps."""
+        return self.leading or bool(self._followers)
+
+    def sleep(self, seconds: float) -> bool:
+        """Give the lock away until something may have happened. True if it was this thread that slept in the link."""
+        if self.leading:
+            self._follow(seconds)
+            return False
+        self.leading = True
+        self.lock.release()
+        try:
+            self._link.wait(seconds)
+        finally:
+            self.lock.acquire()
+            self.leading = False
+        return True
+
+    def _follow(self, seconds: float) -> None:
+        event = threading.Event()
+        self._followers.append(event)
+        self.lock.release()
+        try:
+            event.wait(seconds)
+        finally:
+            self.lock.acquire()
+            self._followers.remove(event)
+
+    def rouse(self) -> None:
+        """Let everybody who sleeps look again."""
+        for event in self._followers:
+            event.set()
+        if self.leading:
+            self._link.wake()
+
+    def hand_on(self) -> None:
+        """This thread stops waiting: wake one that can lead."""
+        if self._followers and not self.leading:
+            self._followers[0].set()

@@ -1,0 +1,265 @@
+"""run_ranks: a function on n cards at once, from a test or a notebook, without superpod-run and without a script.
+
+    def total(comm, start):
+        return comm.all_reduce(np.full(4, start + comm.rank)).tolist()
+
+    assert run_ranks(3, total, 10) == [[33, 33, 33, 33]] * 3
+
+With link="zmq" the cards are processes, forked from this one: they have all that it has imported, so n = 8 take tens of
+milliseconds, and `fn` may be a lambda. With link="memory" they are threads of this process, and nothing is forked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from superpod.collectives.communicator import Communicator, connect, in_memory
+from superpod.interconnect.control import AbortSwitch, Failure
+from superpod.interconnect.env import LauncherSettings, Place, Settings, worker_environment
+from superpod.interconnect.errors import DeadlineExceeded, InvalidValue, PeerLost, RemoteError, ranks_text
+from superpod.interconnect.rendezvous import StoreServer
+from superpod.launcher.directory import job_directory
+from superpod.launcher.processes import die_with_parent, end_in_words, signal_group
+from superpod.launcher.worker import is_consequence, without_frames_of
+from superpod.launcher.zygote_process import store_endpoint
+
+_AFTER_FAILURE = 2.0  # seconds for the other cards to notice, before they are ended
+_PIECE = 1 << 20  # bytes of one read
+
+
+def run_ranks(
+    n: int,
+    fn: Callable[..., Any],
+    *args: Any,
+    link: str = "zmq",
+    timeout: float = 60,
+    env: Mapping[str, str] | None = None,
+) -> list[Any]:
+    """Call `fn(communicator, *args)` on n cards; returns what each returned, by rank.
+
+    Args:
+        link: zmq (processes that meet over ZeroMQ) or memory (threads of this process).
+        timeout: seconds until all must have returned.
+        env: more variables for the cards, such as SUPERPOD_SEGMENT.
+    Raises:
+        whatever the card that failed first raised, with a note that names the rank and has its traceback;
+        PeerLost: a card's process ended without a word; RemoteError: it raised what cannot be sent here;
+        DeadlineExceeded: naming the ranks that have not returned in time.
+    No process, thread or file is left, also after an error; but a thread that never returns to superpod stays.
+    """
+    if n < 1:
+        raise InvalidValue(f"n={n} must be at least 1")
+    if link not in _RUNNERS:
+        raise InvalidValue(f"link={link!r} must be one of {', '.join(_RUNNERS)}")
+    results = _RUNNERS[link](n, lambda comm: fn(comm, *args), time.monotonic() + timeout, env or {})
+    if failed := [result for result in results if result.error is not None]:
+        raise min(failed, key=lambda result: (result.consequence, result.time)).error_with_note(n)
+    if late := [result.rank for result in results if not result.returned]:
+        raise DeadlineExceeded(f"{ranks_text(late)} of {n} have not returned within {timeout:g} s, and were ended")
+    return [result.value for result in results]
+
+
+@dataclass(slots=True)
+class _Result:
+    """What one card came to."""
+
+    rank: int
+    returned: bool = False
+    value: Any = None
+    error: BaseException | None = None
+    consequence: bool = False
+    traceback: str = ""
+    time: float = 0.0  # of the error, since the epoch [s]
+
+    def fill(self, call: Callable[[], Any]) -> None:
+        """With what `call` returns or raises."""
+        try:
+            self.value = call()
+            self.returned = True
+        except BaseException as error:  # noqa: BLE001  # also what a test uses to leave, such as pytest's skip
+            error.__traceback__ = without_frames_of(__file__, error.__traceback__)
+            self.fail(error, "".join(traceback.format_exception(error)))
+
+    def fail(self, error: BaseException, text: str = "") -> None:
+        self.error, self.traceback, self.consequence = error, text, is_consequence(error)
+        self.time = time.time()
+
+    def error_with_note(self, n: int) -> BaseException:
+        assert self.error is not None
+        self.error.add_note(f"on rank {self.rank} of {n}" + (f":\n{self.traceback}" if self.traceback else ""))
+        return self.error
+
+
+# Cards as threads
+
+
+def _threads(n: int, call: Callable[[Communicator], Any], end: float, env: Mapping[str, str]) -> list[_Result]:
+    comms = in_memory(n, Settings.read(env) if env else None)
+    results = [_Result(rank) for rank in range(n)]
+    over = threading.Semaphore(0)
+
+    def card(rank: int) -> None:
+        results[rank].fill(partial(call, comms[rank]))
+        if results[rank].error is not None:
+            comms[rank].close()  # as a process that fails leaves the others
+        over.release()
+
+    threads = [threading.Thread(target=card, args=(rank,), name=f"rank {rank}", daemon=True) for rank in range(n)]
+    for thread in threads:
+        thread.start()
+    for _ in range(n):
+        if any(result.error for result in results):
+            end = min(end, time.monotonic() + _AFTER_FAILURE)
+        over.acquire(timeout=max(0.0, end - time.monotonic()))
+    snapshot = [replace(result) for result in results]  # what closing makes of the late ones is no result
+    for comm in comms:
+        comm.close()  # ends every wait
+    for thread in threads:
+        thread.join(_AFTER_FAILURE)
+    return snapshot
+
+
+# Cards as processes
+
+
+def _processes(n: int, call: Callable[[Communicator], Any], end: float, env: Mapping[str, str]) -> list[_Result]:
+    with job_directory(LauncherSettings.read().runtime_directory) as directory, _Job(n, directory, env) as job:
+        for rank in range(n):
+            job.start(rank, call)
+        return job.collect(end)
+
+
+class _Job:
+    """The launcher's part, as small as it can be: the abort flag, the store, and who still runs."""
+
+    def __init__(self, n: int, directory: Path, env: Mapping[str, str]) -> None:
+        self._directory, self._env = directory, env
+        self._switch = AbortSwitch(directory)
+        self._store = StoreServer(store_endpoint(directory))  # before the fork, so that no card has to knock twice
+        self._results = [_Result(rank) for rank in range(n)]
+        self._pids: dict[int, int] = {}  # rank → pid
+        self._received = [b""] * n
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._store, selectors.EVENT_READ)
+        self._parent = os.getpid()
+
+    def __enter__(self) -> _Job:
+        return self
+
+    def start(self, rank: int, call: Callable[[Communicator], Any]) -> None:
+        reader, writer = os.pipe()
+        _flush()  # what lies in the buffers is to be printed once
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads: see _card
+            pid = os.fork()
+        if pid == 0:
+            self._switch.close()  # or the parent's pull would not be seen
+            self._card(rank, call, writer)
+        os.close(writer)
+        self._pids[rank] = pid
+        self._selector.register(reader, selectors.EVENT_READ, rank)
+
+    def _card(self, rank: int, call: Callable[[Communicator], Any], writer: int) -> NoReturn:
+        """The card's whole life. It uses no thread, lock or ZeroMQ context of the parent's, and ends by os._exit."""
+        os.setpgid(0, 0)
+        die_with_parent(self._parent, signal.SIGKILL)
+        place = Place(rank, len(self._results), rank, len(self._results))
+        result = _Result(rank)
+        result.fill(partial(self._live, place, call))
+        with contextlib.suppress(OSError), open(writer, "wb") as pipe:
+            pipe.write(_pickled(result))
+        _flush()
+        os._exit(0)
+
+    def _live(self, place: Place, call: Callable[[Communicator], Any]) -> Any:
+        store = store_endpoint(self._directory)
+        os.environ.update(worker_environment(place, directory=self._directory, store=store, master_port=0))
+        os.environ.update(self._env)
+        comm = connect(Settings.read(), place)
+        value = call(comm)
+        comm.close()
+        return value
+
+    def collect(self, end: float) -> list[_Result]:
+        """Until every card has ended, but not beyond `end` (time.monotonic()), nor long after a failure."""
+        while self._pids and (rest := end - time.monotonic()) > 0:
+            for key, _ in self._selector.select(rest):
+                if key.data is None:
+                    self._store.serve()
+                elif self._read(key.fd, key.data):
+                    end = min(end, time.monotonic() + _AFTER_FAILURE)
+        return self._results
+
+    def _read(self, fd: int, rank: int) -> bool:
+        """Some of a card's result. Returns whether it has failed."""
+        data = os.read(fd, _PIECE)
+        self._received[rank] += data
+        if data:
+            return False
+        self._selector.unregister(fd)
+        os.close(fd)
+        pid = self._pids.pop(rank)
+        signal_group(pid, signal.SIGKILL)  # what it may have started; it has said all it had to say
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        result = self._results[rank]
+        try:
+            result = self._results[rank] = pickle.loads(self._received[rank])
+            cause = f"raised {type(result.error).__name__}: {result.error}"
+        except Exception:  # noqa: BLE001  # whatever a torn pickle brings
+            cause = end_in_words(code)
+            result.fail(PeerLost(f"rank {rank} (pid {pid}) {cause}"))
+            result.consequence = False  # the caller hears of it in this way, but it is the cause
+        if result.error is not None:
+            self._switch.pull(Failure(rank, socket.gethostname(), pid, cause))
+        return result.error is not None
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self._pids.values():
+            signal_group(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for key in list(self._selector.get_map().values()):
+            if key.data is not None:
+                os.close(key.fd)
+        self._selector.close()
+        self._switch.close()
+        self._store.close()
+
+
+def _pickled(result: _Result) -> bytes:
+    try:
+        data = pickle.dumps(result)
+        pickle.loads(data)  # some errors can be pickled, but not read
+    except Exception as problem:  # noqa: BLE001  # whatever the value's own methods raise
+        if result.error is None:
+            result.fail(TypeError(f"rank {result.rank} returned what cannot be sent to the caller: {problem}"))
+            result.value = None
+        else:
+            text = f"rank {result.rank} raised {type(result.error).__qualname__}: {result.error}"
+            result.error = RemoteError(text)
+        data = pickle.dumps(result)
+    return data
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+_Runner = Callable[[int, Callable[[Communicator], Any], float, Mapping[str, str]], list[_Result]]
+_RUNNERS: dict[str, _Runner] = {"zmq": _processes, "memory": _threads}
