@@ -13,19 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from superpod.collectives.select import Choice
 
-from superpod.collectives import flat
+from superpod.collectives import algorithms, flat
+from superpod.collectives.arrays import Array, Flat, checked, copy_flat, flat_view, label, shaped, writable
 from superpod.collectives.engine import Engine
 from superpod.collectives.flat import Options
-from superpod.collectives.operations import Operation, operation
+from superpod.collectives.operations import operation
 from superpod.collectives.runtime import Runtime
+from superpod.collectives.select import Choice
 from superpod.collectives.work import MessageWork, Work
 from superpod.interconnect.env import Place, Settings
 from superpod.interconnect.errors import InvalidValue
-
-Array = npt.NDArray[Any]
 
 
 class Communicator:
@@ -60,17 +58,33 @@ class Communicator:
         """The algorithm of this card's last collective, and why it was chosen."""
         return self._engine.last
 
+    def __repr__(self) -> str:
+        return f"<Communicator {self._engine.name}: rank {self.rank} of {self.world_size}, link {self.link}>"
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def all_reduce(
-        self, array: Array, op: str = "sum", out: Array | None = None, *, async_op: bool = False, **options: Any
+        self,
+        array: Array,
+        op: str = "sum",
+        out: Array | None = None,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """Reduce over all ranks; every rank gets the result, in place or in `out` (same shape and dtype)."""
-        opts, operation_ = Options(**options), operation(op, _checked(array).dtype)
-        target = array if out is None else _like(array, out, "out")
+        opts, operation_ = _options("all_reduce", algorithm, timeout), operation(op, checked(array).dtype)
+        target = writable(array) if out is None else shaped(out, array.shape, array.dtype)
 
         def action() -> Array:
             if out is not None:
                 out[...] = array
-            with _Flat(target, operation_) as data:
+            with Flat(target, operation_) as data:
                 flat.all_reduce(self._engine, data, operation_, str(array.dtype), opts)
             return target
 
@@ -84,155 +98,200 @@ class Communicator:
         out: Array | None = None,
         *,
         async_op: bool = False,
-        **options: Any,
+        algorithm: str | None = None,
+        timeout: float | None = None,
     ) -> Any:
-        """Reduce over all ranks; the root gets the result, in place or in `out`. Other ranks' arrays stay as they are."""
-        opts, operation_, root = Options(**options), operation(op, _checked(array).dtype), self._root(root)
-        target = array if out is None else _like(array, out, "out")
+        """Reduce over all ranks; the root gets the result, in place or in `out`. Other arrays stay as they are."""
+        opts, operation_ = _options("reduce", algorithm, timeout), operation(op, checked(array).dtype)
+        at_root = self.rank == self._root(root)
+        target = array
+        if at_root:
+            target = writable(array) if out is None else shaped(out, array.shape, array.dtype)
 
         def action() -> Array | None:
-            data = _copy(array, operation_.wide)
+            data = copy_flat(array, operation_.wide)
             flat.reduce(self._engine, data, operation_, root, str(array.dtype), opts)
-            if self.rank != root:
+            if not at_root:
                 return None
             target[...] = data.reshape(target.shape)
             return target
 
         return self._issue("reduce", action, async_op)
 
-    def broadcast(self, array: Array, root: int = 0, *, async_op: bool = False, **options: Any) -> Any:
+    def broadcast(
+        self,
+        array: Array,
+        root: int = 0,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
         """Copy the root's array into every rank's, in place."""
-        opts, root = Options(**options), self._root(root)
-        label = _label(_checked(array))
+        opts, at_root = _options("broadcast", algorithm, timeout), self.rank == self._root(root)
+        text = label(checked(array) if at_root else writable(array))
 
         def action() -> Array:
-            with _Flat(array) as data:
-                flat.broadcast(self._engine, data.view(np.uint8), root, label, opts)
+            with Flat(array, write_back=not at_root) as data:
+                flat.broadcast(self._engine, data.view(np.uint8), root, text, opts)
             return array
 
         return self._issue("broadcast", action, async_op)
 
-    def all_gather(self, array: Array, out: Array | None = None, *, async_op: bool = False, **options: Any) -> Any:
+    def all_gather(
+        self,
+        array: Array,
+        out: Array | None = None,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
         """Every rank's array on every rank: `out` of shape (n, *array.shape), made if it is not given."""
-        opts, label = Options(**options), _label(_checked(array))
-        target = np.empty((self.world_size, *array.shape), array.dtype) if out is None else out
-        _shaped(target, (self.world_size, *array.shape), array.dtype, "out")
+        opts, text = _options("all_gather", algorithm, timeout), label(checked(array))
+        target = self._blocks_like(array, out)
 
         def action() -> Array:
             target[self.rank] = array
-            with _Flat(target) as data:
+            with Flat(target) as data:
                 blocks = [array.nbytes] * self.world_size
-                flat.all_gather(self._engine, data.view(np.uint8), blocks, label, opts)
+                flat.all_gather(self._engine, data.view(np.uint8), blocks, text, opts)
             return target
 
         return self._issue("all_gather", action, async_op)
 
     def reduce_scatter(
-        self, array: Array, op: str = "sum", out: Array | None = None, *, async_op: bool = False, **options: Any
+        self,
+        array: Array,
+        op: str = "sum",
+        out: Array | None = None,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """Reduce over all ranks and keep one block a rank: `array` has n blocks along its first axis.
 
-        With a first axis of length n the result has shape array.shape[1:], otherwise its first axis is 1/n as long.
+        If the first of several axes has length n, the result has shape array.shape[1:]; otherwise its first axis is
+        1/n as long.
         """
-        opts, operation_ = Options(**options), operation(op, _checked(array).dtype)
-        shape = self._block_shape(array)
-        target = np.empty(shape, array.dtype) if out is None else out
-        _shaped(target, shape, array.dtype, "out")
-        label = _label(array)
+        opts, operation_ = _options("reduce_scatter", algorithm, timeout), operation(op, checked(array).dtype)
+        target, text = self._block_of(array, out), label(array)
 
         def action() -> Array:
             blocks = [array.size // self.world_size] * self.world_size
-            data = _copy(array, operation_.wide)
-            own = flat.reduce_scatter(self._engine, data, blocks, operation_, label, opts)
-            target[...] = own.reshape(shape)
+            data = copy_flat(array, operation_.wide)
+            own = flat.reduce_scatter(self._engine, data, blocks, operation_, text, opts)
+            target[...] = own.reshape(target.shape)
             return target
 
         return self._issue("reduce_scatter", action, async_op)
 
-    def all_to_all(self, array: Array, out: Array | None = None, *, async_op: bool = False, **options: Any) -> Any:
-        """Block q of `array`, cut in n along its first axis, goes to rank q; block q of the result comes from rank q."""
-        opts, label = Options(**options), _label(_checked(array))
+    def all_to_all(
+        self,
+        array: Array,
+        out: Array | None = None,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Block q of `array`, cut in n along its first axis, goes to rank q; block q of the result is rank q's.
+
+        The result has array's shape; `out` may be `array` itself.
+        """
+        opts, text = _options("all_to_all", algorithm, timeout), label(checked(array))
         self._block_shape(array)
-        target = np.empty_like(array, order="C") if out is None else _like(array, out, "out")
-        if out is array:
-            raise InvalidValue("out is array: an all_to_all cannot be done in place; pass another array or none")
+        target = np.empty(array.shape, array.dtype) if out is None else shaped(out, array.shape, array.dtype)
 
         def action() -> Array:
             blocks = [array.nbytes // self.world_size] * self.world_size
-            with _Flat(target) as data:
-                source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-                target_ = data.view(np.uint8)
-                flat.all_to_all(self._engine, source, target_, blocks, blocks, label, opts, equal=True)
+            source = copy_flat(array, array.dtype) if np.may_share_memory(array, target) else flat_view(array)
+            with Flat(target) as data:
+                filled = data.view(np.uint8)
+                flat.all_to_all(self._engine, source.view(np.uint8), filled, blocks, blocks, text, opts, equal=True)
             return target
 
         return self._issue("all_to_all", action, async_op)
 
     def gather(
-        self, array: Array, root: int = 0, out: Array | None = None, *, async_op: bool = False, **options: Any
+        self,
+        array: Array,
+        root: int = 0,
+        out: Array | None = None,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """Every rank's array at the root: shape (n, *array.shape) there, None elsewhere."""
-        opts, label, root = Options(**options), _label(_checked(array)), self._root(root)
-        shape = (self.world_size, *array.shape)
-        target = None
-        if self.rank == root:
-            target = np.empty(shape, array.dtype) if out is None else out
-            _shaped(target, shape, array.dtype, "out")
+        opts, text = _options("gather", algorithm, timeout), label(checked(array))
+        target = self._blocks_like(array, out) if self.rank == self._root(root) else None
 
         def action() -> Array | None:
-            own = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            own = flat_view(array).view(np.uint8)
             if target is None:
-                flat.gather(self._engine, own, None, root, label, opts)
+                flat.gather(self._engine, own, None, root, text, opts)
                 return None
-            with _Flat(target) as data:
-                flat.gather(self._engine, own, data.view(np.uint8), root, label, opts)
+            with Flat(target) as data:
+                flat.gather(self._engine, own, data.view(np.uint8), root, text, opts)
             return target
 
         return self._issue("gather", action, async_op)
 
     def scatter(
-        self, array: Array | None, root: int = 0, out: Array | None = None, *, async_op: bool = False, **options: Any
+        self,
+        array: Array | None,
+        root: int = 0,
+        out: Array | None = None,
+        *,
+        async_op: bool = False,
+        algorithm: str | None = None,
+        timeout: float | None = None,
     ) -> Any:
-        """Block r of the root's `array`, of shape (n, *shape), on rank r in `out`. Other ranks pass None and an `out`."""
-        opts, root = Options(**options), self._root(root)
-        if self.rank == root:
+        """Block r of the root's `array`, cut as by reduce_scatter, in rank r's `out`. Others pass None and an `out`."""
+        opts = _options("scatter", algorithm, timeout)
+        if self.rank == self._root(root):
             if array is None:
                 raise InvalidValue("array=None at the root of a scatter; the root passes n blocks, shape (n, ...)")
-            shape = self._block_shape(_checked(array))
-            out = np.empty(shape, array.dtype) if out is None else _shaped(out, shape, array.dtype, "out")
+            target = self._block_of(checked(array), out)
         elif out is None:
             raise InvalidValue("out=None on a rank that is not the root of a scatter; pass an array for its block")
-        target = _checked(out)
-        label = _label(target)
+        else:
+            target = writable(out)
 
         def action() -> Array:
-            source = None if array is None else np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            with _Flat(target) as data:
-                flat.scatter(self._engine, source, data.view(np.uint8), root, label, opts)
+            source = flat_view(array).view(np.uint8) if array is not None and self.rank == root else None
+            with Flat(target) as data:
+                flat.scatter(self._engine, source, data.view(np.uint8), root, label(target), opts)
             return target
 
         return self._issue("scatter", action, async_op)
 
-    def barrier(self, *, async_op: bool = False, **options: Any) -> Any:
+    def barrier(self, *, async_op: bool = False, algorithm: str | None = None, timeout: float | None = None) -> Any:
         """Return once every rank has called it."""
-        opts = Options(**options)
+        opts = _options("barrier", algorithm, timeout)
         return self._issue("barrier", lambda: flat.barrier(self._engine, opts), async_op)
 
     def send(
         self, array: Array, peer: int, tag: int = 0, *, async_op: bool = False, timeout: float | None = None
     ) -> Any:
-        """Send `array` to `peer`, who must `recv` as many bytes of that dtype with the same tag (0 to 2^31 − 1)."""
-        source = np.ascontiguousarray(_checked(array))
-        work = self._engine.send(source.reshape(-1).view(np.uint8), self._peer(peer), tag, _label(source), timeout)
+        """Send `array` to `peer`, who must `recv` as many elements of that dtype with the same tag (0 to 2^31 − 1).
+
+        Returns once the array may be changed; that the peer has received it is not known then.
+        """
+        source, seconds = flat_view(checked(array)).view(np.uint8), _seconds(timeout)
+        work = self._engine.send(source, self._peer(peer), tag, label(array), seconds)
         return work if async_op else work.wait()
 
     def recv(
         self, array: Array, peer: int, tag: int = 0, *, async_op: bool = False, timeout: float | None = None
     ) -> Any:
-        """Receive into `array` (contiguous) what `peer` sends with `tag`; messages of one peer and tag keep their order."""
-        if not _checked(array).flags.c_contiguous:
+        """Receive in `array` (contiguous) what `peer` sends with `tag`; messages of a peer and tag keep their order."""
+        if not writable(array).flags.c_contiguous:
             raise InvalidValue(f"array with strides {array.strides} is not contiguous; receive into a contiguous one")
-        target = array.reshape(-1).view(np.uint8)
-        work = self._engine.recv(target, self._peer(peer), tag, _label(array), timeout, lambda: array)
+        into, seconds = array.reshape(-1).view(np.uint8), _seconds(timeout)
+        work = self._engine.recv(into, self._peer(peer), tag, label(array), seconds, lambda: array)
         return work if async_op else work.wait()
 
     def group(self, ranks: Sequence[int]) -> Communicator | None:
@@ -269,6 +328,16 @@ class Communicator:
             others = f"0 to {self.world_size - 1}" + ("" if itself else f" but this card's own {self.rank}")
             raise InvalidValue(f"rank {peer} must be a rank of the group: {others}")
         return peer
+
+    def _blocks_like(self, array: Array, out: Array | None) -> Array:
+        """Room for n blocks like `array`."""
+        shape = (self.world_size, *array.shape)
+        return np.empty(shape, array.dtype) if out is None else shaped(out, shape, array.dtype)
+
+    def _block_of(self, array: Array, out: Array | None) -> Array:
+        """Room for one of the n blocks of `array`."""
+        shape = self._block_shape(array)
+        return np.empty(shape, array.dtype) if out is None else shaped(out, shape, array.dtype)
 
     def _block_shape(self, array: Array) -> tuple[int, ...]:
         """The shape of one of n blocks along the first axis."""
@@ -307,46 +376,16 @@ def in_memory(n: int, settings: Settings | None = None) -> list[Communicator]:
     return [Communicator(r, r.engine(range(n), WORLD, settings.timeout)) for r in runtimes]
 
 
-class _Flat:
-    """A 1-D contiguous view of an array; or, if there is none or a wider dtype is needed, a copy, written back."""
-
-    def __init__(self, array: Array, op: Operation | None = None) -> None:
-        self._array = array
-        wide = array.dtype if op is None else op.wide
-        self._copied = not array.flags.c_contiguous or wide != array.dtype
-        self.data: Array = _copy(array, wide) if self._copied else array.reshape(-1)
-
-    def __enter__(self) -> Array:
-        return self.data
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self._copied and kind is None:
-            self._array[...] = self.data.reshape(self._array.shape)
+def _options(collective: str, algorithm: str | None, timeout: float | None) -> Options:
+    if algorithm is not None:
+        algorithms.get(collective, algorithm)
+    return Options(algorithm, _seconds(timeout))
 
 
-def _copy(array: Array, dtype: np.dtype[Any]) -> Array:
-    return np.array(array, dtype, order="C", copy=True).reshape(-1)
-
-
-def _label(array: Array) -> str:
-    return f"{array.size} × {array.dtype}"
-
-
-def _checked(array: Any) -> Array:
-    if not isinstance(array, np.ndarray) or array.dtype.hasobject:
-        kind = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
-        raise InvalidValue(f"array is a {kind}, must be a numpy array of numbers or bool; use numpy.asarray")
-    return array
-
-
-def _like(array: Array, out: Array, name: str) -> Array:
-    return _shaped(out, array.shape, array.dtype, name)
-
-
-def _shaped(out: Array, shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Array:
-    if _checked(out).shape != shape or out.dtype != dtype:
-        raise InvalidValue(f"{name} is {out.dtype} of shape {out.shape}, must be {dtype} of shape {shape}")
-    return out
+def _seconds(timeout: float | None) -> float | None:
+    if timeout is not None and not timeout > 0:
+        raise InvalidValue(f"timeout={timeout} must be above 0 seconds, or None for the communicator's own")
+    return timeout
 
 
 __all__ = ["Communicator", "MessageWork", "Work", "connect", "in_memory", "init"]

@@ -11,21 +11,22 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import RLock
 from typing import Any
 
 import numpy as np
-from superpod.collectives.select import Choice, Selector
 
 from superpod.collectives import algorithms
-from superpod.collectives.execute import Array, Bounds, Plan, bind, run
+from superpod.collectives.execute import COLLECTIVE_TAG, Array, Bounds, Circumstances, Plan, bind, run
 from superpod.collectives.schedule import Schedule
+from superpod.collectives.select import Choice, Selector
 from superpod.collectives.statistics import Statistics
 from superpod.collectives.work import MessageWork, Work, Worker
 from superpod.interconnect.errors import InvalidValue, SuperpodError
-from superpod.interconnect.group import mismatch
+from superpod.interconnect.group import again, mismatch
 from superpod.interconnect.mesh import Mesh
-from superpod.interconnect.streams import Pending
+from superpod.interconnect.streams import Pending, Receive
 from superpod.interconnect.wire import Header
 
 log = logging.getLogger("superpod")
@@ -94,14 +95,35 @@ class Engine:
         """Carry out `action`, one collective, after those issued before it.
 
         Returns its result, or with `async_op` a Work. A synchronous call runs in the caller's thread unless
-        asynchronous ones are before it in the queue.
+        asynchronous ones are before it in the queue. One that comes from a callback of the queue runs at once: what
+        is queued behind that callback cannot begin before it has returned.
         """
-        work = Work(text)
         with self._order:
-            if not async_op and (self.worker.outstanding == 0 or self.worker.is_current_thread()):
-                return action()
-            self.worker.put(work, action)
+            if not async_op and (self.worker.outstanding == 0 or self.worker.is_current_thread() or self._over):
+                return self._carry_out(text, action)
+            work = Work(text)
+            if self._over:
+                work.carry_out(partial(self._carry_out, text, action))
+            else:
+                self.worker.put(work, partial(self._carry_out, text, action))
         return work if async_op else work.wait()
+
+    @property
+    def _over(self) -> bool:
+        """Nothing goes on in a failed group, so nobody need wait for the worker to say so."""
+        return self.group.failure is not None
+
+    def _carry_out(self, text: str, action: Callable[[], Any]) -> Any:
+        """Run `action`. What it raises ends the group, unless it refused its arguments before it began."""
+        before = self._next
+        try:
+            with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
+                return action()
+        except BaseException as error:
+            if self._next != before or not isinstance(error, InvalidValue):
+                cause = error if isinstance(error, SuperpodError) else SuperpodError(f"{_words(error)} in {text}")
+                self.mesh.fail_group(self.group, cause)
+            raise
 
     def run(
         self,
@@ -124,33 +146,16 @@ class Engine:
             before, after: called with the plan and all spaces, to move blocks into and out of scratch.
         """
         start = time.perf_counter()
-        sequence, self._next = self._next, self._next + 1
-        self._announce(sequence, call.text)
         prepared = self._prepare(call, len(spaces), layout, banks)
-        self.last = prepared.choice
         plan = prepared.plan
         if plan.scratch:
             spaces = (*spaces, np.empty(plan.scratch, spaces[0].dtype if spaces else np.uint8))
         if before is not None:
             before(plan, spaces)
-        try:
-            run(
-                plan,
-                spaces,
-                self.mesh,
-                self.group,
-                self.ranks,
-                reduce=reduce,
-                sequence=sequence,
-                text=call.text,
-                seconds=self.timeout if timeout is None else timeout,
-            )
-        except SuperpodError as error:
-            self.mesh.fail_group(self.group, error)
-            raise
-        except BaseException as error:
-            self.mesh.fail_group(self.group, SuperpodError(f"{type(error).__name__} in {call.text}: {error}"))
-            raise
+        sequence = self._begin(call.text)
+        self.last = prepared.choice
+        seconds = self.timeout if timeout is None else timeout
+        run(plan, spaces, Circumstances(self.mesh, self.group, self.ranks, sequence, call.text, seconds), reduce=reduce)
         if after is not None:
             after(plan, spaces)
         self.statistics.count(call.collective, prepared.choice.algorithm, call.nbytes, time.perf_counter() - start)
@@ -168,14 +173,8 @@ class Engine:
             if len(self._prepared) > _PREPARED:
                 self._prepared.popitem(last=False)
             if self.rank == 0:
-                log.info(
-                    "%s of group %s, %d ranks: %s, %s",
-                    call.text,
-                    self.name,
-                    self.world_size,
-                    choice.algorithm,
-                    choice.reason,
-                )
+                where = f"{call.text} of group {self.name}, {self.world_size} ranks"
+                log.info("%s: %s, %s", where, choice.algorithm, choice.reason)
         return prepared
 
     def _choose(self, call: Call) -> Choice:
@@ -190,49 +189,58 @@ class Engine:
 
     def send(self, array: Array, peer: int, tag: int, label: str, timeout: float | None) -> MessageWork:
         """Start sending bytes to group rank `peer`."""
-        what, payload = _message(label, tag), array.data
-        send = self.mesh.send(self.group, self.ranks[peer], tag, payload, text=what)
-        return self._message_work("send", what, peer, send, array.nbytes, timeout, lambda: None)
+        text, seconds = _message(label, tag), self.timeout if timeout is None else timeout
+        send = self.mesh.send(self.group, self.ranks[peer], tag, array.data, text=text, seconds=seconds)
+        return self._message_work("send", f"{text} to rank {peer}", send, array.nbytes, seconds, lambda: None)
 
     def recv(
         self, array: Array, peer: int, tag: int, label: str, timeout: float | None, finish: Callable[[], Any]
     ) -> MessageWork:
         """Start receiving bytes from group rank `peer`; the work's result is what `finish` returns."""
-        what = _message(label, tag)
-        receive = self.mesh.receive(self.group, self.ranks[peer], tag, array, text=what)
-        return self._message_work("recv", what, peer, receive, array.nbytes, timeout, finish)
+        text, seconds = _message(label, tag), self.timeout if timeout is None else timeout
+        receive = self.mesh.receive(self.group, self.ranks[peer], tag, array, text=text)
+        return self._message_work("recv", f"{text} from rank {peer}", receive, array.nbytes, seconds, finish)
+
+    def recv_any(self, array: Array, tag: int, label: str, finish: Callable[[int], Any]) -> MessageWork:
+        """Start receiving bytes from whoever sends first; the result is what `finish(its group rank)` returns."""
+        text = _message(label, tag)
+        receive = self.mesh.receive_any(self.group, self.ranks, tag, array, text)
+        ended = partial(self._finish_any, receive, finish)
+        return self._message_work("recv", f"{text} from anyone", receive, array.nbytes, self.timeout, ended)
+
+    def _finish_any(self, receive: Receive, finish: Callable[[int], Any]) -> Any:
+        return finish(self.ranks.index(receive.peer))
 
     def _message_work(
-        self,
-        operation: str,
-        what: str,
-        peer: int,
-        pending: Pending,
-        nbytes: int,
-        timeout: float | None,
-        finish: Callable[[], Any],
+        self, operation: str, what: str, pending: Pending, nbytes: int, seconds: float, finish: Callable[[], Any]
     ) -> MessageWork:
         self.statistics.count(operation, "direct", nbytes, 0.0)
-        seconds = self.timeout if timeout is None else timeout
-        return MessageWork(f"{operation} of {what}", self.mesh, self.group, (pending,), seconds, finish)
+        return MessageWork(what, self.mesh, self.group, (pending,), seconds, finish)
 
     # Agreement
 
-    def _announce(self, sequence: int, text: str) -> None:
-        """Remember what this card calls as number `sequence`; fail if a peer that waits in it called something else."""
+    def _begin(self, text: str) -> int:
+        """Number a collective that this card now calls.
+
+        Raises the group's failure, and CollectiveMismatch if a peer that waits in this number called something else.
+        """
+        if self.group.failure is not None:
+            raise again(self.group.failure)
+        sequence, self._next = self._next, self._next + 1
         self._texts[sequence] = text
         self._texts.pop(sequence - _HISTORY, None)
         if self._asked and (asked := self._asked.pop(sequence, None)) is not None and asked[1] != text:
-            error = self._mismatch(asked[0], asked[1], text, sequence)
-            self.mesh.fail_group(self.group, error)
-            raise error
+            raise self._mismatch(asked[0], asked[1], text, sequence)
+        return sequence
 
     def _on_probe(self, peer: int, header: Header) -> None:
         """`peer` waits for this card in a collective: compare its call with this card's of the same number."""
+        if header.tag != COLLECTIVE_TAG:
+            return
         mine = self._texts.get(header.sequence)
         if mine is not None and mine != header.text:
             self.mesh.fail_group_locked(self.group, self._mismatch(peer, header.text, mine, header.sequence))
-        elif mine is None and header.sequence >= self._next and header.tag < 0:
+        elif mine is None and header.sequence >= self._next:
             self._asked[header.sequence] = (peer, header.text)
 
     def _mismatch(self, peer: int, theirs: str, mine: str, sequence: int) -> SuperpodError:
@@ -248,7 +256,11 @@ def _message(label: str, tag: int) -> str:
     """A message in words, the same for its sender and its receiver. Raises InvalidValue for a wrong tag."""
     if not 0 <= tag < 1 << 31:
         raise InvalidValue(f"tag={tag} must be 0 to 2^31 - 1")
-    return f"a message of {label}, tag {tag}"
+    return f"send/recv({label}, tag {tag})"
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _ident(name: str, ranks: Sequence[int]) -> int:

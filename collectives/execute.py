@@ -37,7 +37,8 @@ def block_bounds(blocks: Sequence[int], nchunks: int) -> Bounds:
     a_block = nchunks // len(blocks)
     bounds = [0]
     for count in blocks:
-        bounds.extend(bounds[-1] + b for b in even_bounds(count, a_block)[1:])
+        start = bounds[-1]
+        bounds.extend(start + b for b in even_bounds(count, a_block)[1:])
     return tuple(bounds)
 
 
@@ -62,13 +63,21 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A step of one rank with places instead of slots. `exposed`: what is sent is overwritten in the same step."""
+    """A step of one rank with places instead of slots; local moves are made before anything is received.
+
+    Attributes:
+        index: the step's number in the schedule.
+        local: (source, target, reduce, exposed): exposed if an earlier local move overwrites the source.
+        sends: (peer, source, exposed): exposed if the step overwrites the source.
+        receives: (peer, target, reduce).
+        in_order: several receives end in one place, so they are taken one after the other.
+    """
 
     index: int
-    local: tuple[tuple[Region, Region, bool], ...]
+    local: tuple[tuple[Region, Region, bool, bool], ...]
     sends: tuple[tuple[int, Region, bool], ...]
     receives: tuple[tuple[int, Region, bool], ...]
-    in_order: bool  # several receives end in one place, so they are taken one after the other
+    in_order: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,73 +132,104 @@ def bind(schedule: Schedule, rank: int, banks: Sequence[Bounds], given: int) -> 
 
 def _plan_step(part: RankStep, region: Callable[[int, int], Region]) -> PlannedStep:
     """Empty moves, of which a short array has many, are left out: both ends know of them."""
-    local = tuple((region(m.first, m.count), region(m.to, m.count), m.reduce) for m in part.local)
+    moves = ((region(m.first, m.count), region(m.to, m.count), m.reduce) for m in part.local)
+    local = [move for move in moves if move[0].size]
     receives = tuple((m.peer, r, m.reduce) for m in part.receives if (r := region(m.to, m.count)).size)
+    targets = [target for _, target, _ in local]
     into = [r for _, r, _ in receives]
-    written = into + [target for _, target, _ in local]
-    sends = tuple(
-        (m.peer, r, any(r.overlaps(w) for w in written)) for m in part.sends if (r := region(m.first, m.count)).size
+    return PlannedStep(
+        part.index,
+        tuple((a, b, reduce, _overlaps(a, targets[:i])) for i, (a, b, reduce) in enumerate(local)),
+        tuple((m.peer, r, _overlaps(r, into + targets)) for m in part.sends if (r := region(m.first, m.count)).size),
+        receives,
+        in_order=any(_overlaps(r, into[:i]) for i, r in enumerate(into)),
     )
-    in_order = any(a.overlaps(b) for i, a in enumerate(into) for b in into[:i])
-    return PlannedStep(part.index, tuple(move for move in local if move[0].size), sends, receives, in_order)
 
 
-def run(
-    plan: Plan,
-    spaces: Sequence[Array],
-    mesh: Mesh,
-    group: Group,
-    ranks: Sequence[int],
-    *,
-    reduce: np.ufunc | None,
-    sequence: int,
-    text: str,
-    seconds: float,
-) -> None:
+def _overlaps(region: Region, others: Sequence[Region]) -> bool:
+    return any(region.overlaps(other) for other in others)
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """In which a plan is run.
+
+    Attributes:
+        mesh, group: what its messages go through.
+        ranks: group rank → rank in the mesh.
+        sequence, text: the collective's number in its group and its call in words, the same on every rank.
+        seconds: how long it may take.
+    """
+
+    mesh: Mesh
+    group: Group
+    ranks: Sequence[int]
+    sequence: int
+    text: str
+    seconds: float
+
+    def wait(self, pending: Sequence[Pending], end: float) -> None:
+        rest = end - time.monotonic()
+        self.mesh.wait(pending, self.group, seconds=rest, what=self.text, limit=self.seconds)
+
+
+def run(plan: Plan, spaces: Sequence[Array], where: Circumstances, *, reduce: np.ufunc | None) -> None:
     """Run a plan. All ranks of the group do so at once, with the same schedule.
 
     Args:
         spaces: the given 1-D contiguous arrays and, if the plan has scratch, an array for it, of one dtype.
-        ranks: group rank → rank in the mesh.
         reduce: how reducing moves combine.
-        sequence, text: the collective's number in its group and its call in words, the same on every rank.
-        seconds: how long it may take.
     Raises: see Mesh.wait. After an error the arrays' contents are undefined, but no longer touched.
     """
-    end = time.monotonic() + seconds
+    end = time.monotonic() + where.seconds
     for step in plan.steps:
-        pending: list[Pending] = []
-        for peer, r, exposed in step.sends:
-            payload = r.of(spaces).view(np.uint8).data
-            send = mesh.send(group, ranks[peer], COLLECTIVE_TAG, payload, sequence=sequence, step=step.index, text=text)
-            if not send.done:
-                if exposed:
-                    send.payload = memoryview(bytes(payload))
-                pending.append(send)
-        for source, target, reducing in step.local:
-            _combine(target.of(spaces), source.of(spaces), reduce if reducing else None)
+        pending = _start_sends(step, spaces, where)
+        _move_locally(step, spaces, reduce)
         for peer, r, reducing in step.receives:
-            pending.append(
-                mesh.receive(
-                    group,
-                    ranks[peer],
-                    COLLECTIVE_TAG,
-                    r.of(spaces),
-                    reduce=reduce if reducing else None,
-                    sequence=sequence,
-                    step=step.index,
-                    text=text,
-                )
+            receive = where.mesh.receive(
+                where.group,
+                where.ranks[peer],
+                COLLECTIVE_TAG,
+                r.of(spaces),
+                reduce=reduce if reducing else None,
+                sequence=where.sequence,
+                step=step.index,
+                text=where.text,
             )
-            if step.in_order:
-                mesh.wait(pending, group, seconds=end - time.monotonic(), what=text)
-                pending.clear()
+            if step.in_order:  # without the sends, whose credit may hang on peers that take theirs in order, too
+                where.wait([receive], end)
+            else:
+                pending.append(receive)
         if pending:
-            mesh.wait(pending, group, seconds=end - time.monotonic(), what=text)
+            where.wait(pending, end)
 
 
-def _combine(target: Array, source: Array, reduce: np.ufunc | None) -> None:
-    if reduce is None:
-        target[...] = source
-    else:
-        reduce(target, source, out=target)
+def _start_sends(step: PlannedStep, spaces: Sequence[Array], where: Circumstances) -> list[Pending]:
+    """Start a step's sends; returns those that are still under way."""
+    pending: list[Pending] = []
+    for peer, r, exposed in step.sends:
+        send = where.mesh.send(
+            where.group,
+            where.ranks[peer],
+            COLLECTIVE_TAG,
+            r.of(spaces).view(np.uint8).data,
+            sequence=where.sequence,
+            step=step.index,
+            text=where.text,
+            seconds=where.seconds,
+        )
+        if not send.done:
+            if exposed:
+                send.payload = memoryview(bytes(send.payload))
+            pending.append(send)
+    return pending
+
+
+def _move_locally(step: PlannedStep, spaces: Sequence[Array], reduce: np.ufunc | None) -> None:
+    sources = [source.of(spaces).copy() if exposed else source.of(spaces) for source, _, _, exposed in step.local]
+    for values, (_, target, reducing, _) in zip(sources, step.local, strict=True):
+        place = target.of(spaces)
+        if reducing and reduce is not None:
+            reduce(place, values, out=place)
+        else:
+            place[...] = values

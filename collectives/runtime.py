@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
 from itertools import count
 
-from superpod.collectives.select import Selector
-
 from superpod.collectives.engine import Engine
+from superpod.collectives.select import Selector
 from superpod.collectives.statistics import Statistics
 from superpod.interconnect.control import AbortFlag
 from superpod.interconnect.env import Place, Settings
@@ -38,35 +38,27 @@ class Runtime:
         atexit.register(self.close)
 
     @staticmethod
-    def from_settings(settings: Settings, place: Place, store: Store | None = None) -> Runtime:
+    def from_settings(settings: Settings, place: Place, book: AddressBook | None = None) -> Runtime:
         """The runtime of this process.
 
         Args:
-            store: where the cards meet; by default the launcher's.
+            book: where the cards meet; by default in the launcher's store.
         Raises:
-            InvalidValue: there are several cards and no store.
+            InvalidValue: there are several cards and no store, or a setting makes no sense.
         """
         Selector(settings.overrides)  # a wrong override is told before anything is opened
         link = ZmqLink(place.rank, directory=settings.directory, transport=settings.transport)
-        own_store: LauncherStore | None = None
-        if store is None:
-            if settings.store is not None:
-                store = own_store = LauncherStore(settings.store, link.context)
-            elif place.world_size == 1:
-                store = DictStore()
-            else:
-                link.close(0)
-                raise InvalidValue(
-                    f"WORLD_SIZE={place.world_size} but there is no SUPERPOD_STORE to meet the other cards in; "
-                    "start with superpod-run, or use torch.distributed, which brings a store of its own"
-                )
-        abort = AbortFlag(settings.directory) if settings.directory is not None else None
-        return Runtime(
-            _mesh(link, AddressBook(store, f"superpod/mesh/{next(_generations)}"), settings, abort),
-            settings,
-            place.world_size,
-            own_store,
-        )
+        with contextlib.ExitStack() as opened:
+            opened.callback(link.close, 0)
+            store: LauncherStore | None = None
+            if book is None and settings.store is not None:
+                store = LauncherStore(settings.store, link.context)
+                opened.callback(store.close)
+            book = book or AddressBook(store or _nobodys(place), f"superpod/mesh/{next(_generations)}")
+            abort = AbortFlag(settings.directory) if settings.directory is not None else None
+            runtime = Runtime(_mesh(link, book, settings, abort), settings, place.world_size, store)
+            opened.pop_all()
+        return runtime
 
     @staticmethod
     def in_memory(n: int, settings: Settings) -> list[Runtime]:
@@ -92,6 +84,16 @@ class Runtime:
         if self._store is not None:
             self._store.close()
         self.mesh.close()
+
+
+def _nobodys(place: Place) -> Store:
+    """A store for a card that is alone."""
+    if place.world_size > 1:
+        raise InvalidValue(
+            f"WORLD_SIZE={place.world_size} but there is no SUPERPOD_STORE to meet the other cards in; "
+            "start with superpod-run, or use torch.distributed, which brings a store of its own"
+        )
+    return DictStore()
 
 
 def _mesh(link: Link, book: AddressBook, settings: Settings, abort: AbortFlag | None) -> Mesh:

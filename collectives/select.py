@@ -34,7 +34,7 @@ class Rule(NamedTuple):
 _K, _M = 1 << 10, 1 << 20
 TABLE: Mapping[str, tuple[Rule, ...]] = {  # the first rule that fits counts; the last one fits everything
     "all_reduce": (
-        Rule(2, 512 * _K, "one_shot"),
+        Rule(2, 512 * _K, "recursive_doubling"),
         Rule(2, MAX, "two_shot"),
         Rule(4, 64 * _K, "recursive_doubling"),
         Rule(MAX, 512 * _K, "tree"),

@@ -29,19 +29,20 @@ class _Card:
         self._spans_world = False  # the runtime met all ranks in the default group's store
 
     def open(self, options: Any) -> SuperpodProcessGroup:
-        store, rank, size = TorchStore(options.store), options.group_rank, options.group_size
+        rank, size = options.group_rank, options.group_size
         ranks = list(options.global_ranks_in_group) or list(range(size))
         with self._lock:
-            if self._runtime is None:
+            runtime, spans_world = self._runtime, self._spans_world
+            if runtime is None or runtime.mesh.closed:  # closed: this process was forked from one that had it
                 place = Place(ranks[rank], max(max(ranks) + 1, size), ranks[rank], size)
-                self._runtime = Runtime.from_settings(Settings.read(), place, store)
-                self._spans_world = not dist.is_initialized()
-            elif not self._spans_world:
-                self._runtime.join(ranks, AddressBook(store, "superpod/group"))
-            engine = self._runtime.engine(ranks, options.group_id, options.timeout.total_seconds())
-            group = SuperpodProcessGroup(engine, self._release)
+                runtime = Runtime.from_settings(Settings.read(), place, _book(options.store, ranks[rank]))
+                self._groups, spans_world = set(), not dist.is_initialized()
+            elif not spans_world:
+                runtime.join(ranks, _book(options.store, ranks[rank]))
+            engine = runtime.engine(ranks, options.group_id, options.timeout.total_seconds())
+            self._runtime, self._spans_world = runtime, spans_world
             self._groups.add(id(engine))
-            return group
+            return SuperpodProcessGroup(engine, self._release)
 
     def _release(self, engine: Any) -> None:
         with self._lock:
@@ -52,6 +53,14 @@ class _Card:
             if not self._groups and self._runtime is not None:
                 self._runtime.close()
                 self._runtime = None
+
+
+def _book(store: Any, rank: int) -> AddressBook:
+    """Where the group's ranks meet. One store may see several groups of one name, each after the last was destroyed:
+    every rank counts for itself how often it has been there, which is the same for all.
+    """
+    generation = store.add(f"superpod/generation/{rank}", 1)
+    return AddressBook(TorchStore(store), f"superpod/mesh/{generation}")
 
 
 _card = _Card()

@@ -7,6 +7,7 @@ call it; `import superpod.collectives.torch_backend` does.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import Any
 
@@ -29,6 +30,5 @@ def register() -> None:
 
 
 def _create(options: Any, group_options: Any) -> Any:
-    from superpod.collectives.torch_backend import create_process_group
-
-    return create_process_group(options, group_options)
+    backend = importlib.import_module("superpod.collectives.torch_backend")  # by name: it imports this file
+    return backend.create_process_group(options, group_options)

@@ -1,4 +1,5 @@
-# mypy: disable-error-code="override, assignment"  # torch's stubs overload what torch itself calls in one way
+# mypy: disable-error-code="override, assignment"
+# torch's stubs overload what torch itself calls in one way
 """torch's ProcessGroup: its collectives on CPU tensors, over superpod's engine.
 
 A synchronous call runs in the caller's thread; an asynchronous one in the group's worker, in issue order. A Python
@@ -8,8 +9,8 @@ float16, bfloat16 and float8 are added up in float32 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,244 +18,220 @@ import torch.distributed as dist
 from torch import Tensor
 
 from superpod.collectives import flat
-from superpod.collectives.engine import Engine
-from superpod.collectives.flat import Options
-from superpod.collectives.operations import Operation, operation
+from superpod.collectives.torch_backend_base import GroupBase, limits, only
+from superpod.collectives.torch_backend_sparse import all_reduce as sparse_all_reduce
+from superpod.collectives.torch_backend_sparse import check_sparse
 from superpod.collectives.torch_backend_tensors import (
     Bytes,
     Reducible,
-    as_bytes,
     blocks_label,
     check,
     dtype_name,
+    joined,
     label,
+    source,
     store,
-    wide_dtype,
 )
-from superpod.collectives.torch_backend_work import TorchWork
+from superpod.collectives.torch_backend_work import TorchWork, last_of
 from superpod.interconnect.errors import InvalidValue
 
-_Red = dist.ReduceOp.RedOpType
-_OPERATIONS = {
-    _Red.SUM: "sum",
-    _Red.AVG: "avg",
-    _Red.PRODUCT: "product",
-    _Red.MIN: "min",
-    _Red.MAX: "max",
-    _Red.BAND: "band",
-    _Red.BOR: "bor",
-    _Red.BXOR: "bxor",
-}
 
-
-class SuperpodProcessGroup(dist.ProcessGroup):
+class SuperpodProcessGroup(GroupBase):
     """One group of ranks, with the methods that torch calls, from Python or C++. Arguments as in torch's ProcessGroup.
 
-    Every collective returns a TorchWork. `opts.asyncOp` decides whether it has ended by then.
+    Every collective returns a TorchWork. `opts.asyncOp` decides whether it has ended by then. Raises InvalidValue at
+    once for arguments that break a rule; everything else is raised by the work.
     """
-
-    supports_splitting = False
-    supports_coalescing = False
-    supports_time_estimate = False
-
-    def __init__(self, engine: Engine, release: Callable[[Engine], None]) -> None:
-        super().__init__(engine.rank, engine.world_size)
-        self._engine = engine
-        self._release = release
-        self._name = self._desc = engine.name
-        self._operations: dict[tuple[Any, torch.dtype], Operation] = {}
 
     # Reductions
 
     def allreduce(self, tensors: list[Tensor] | Tensor, opts: Any = None) -> TorchWork:
-        tensor = _only(tensors)
+        tensor = only(tensors)
         opts = _allreduce_options(opts)
         op, text = self._operation(opts.reduceOp, tensor.dtype), dtype_name(tensor.dtype)
+        if tensor.layout is not torch.strided:
+            check_sparse(tensor, op.name)
+            return self._issue(
+                "all_reduce", partial(sparse_all_reduce, self._engine, tensor, limits(opts)), opts, [tensor]
+            )
+        check(tensor)
 
         def action() -> None:
             target = Reducible(tensor)
-            flat.all_reduce(self._engine, target.data, op, text, _options(opts))
+            flat.all_reduce(self._engine, target.data, op, text, limits(opts))
             target.close()
 
         return self._issue("all_reduce", action, opts, [tensor])
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> TorchWork:
         opts = opts or dist.AllreduceCoalescedOptions()
-        works = [self.allreduce([t], opts) for t in tensors]
-        return _last(works, tensors)
+        check(*tensors)
+        return last_of([self.allreduce([t], opts) for t in tensors], tensors)
 
     def reduce(self, tensors: list[Tensor], opts: Any = None) -> TorchWork:
-        tensor, opts = _only(tensors), opts or dist.ReduceOptions()
+        tensor, opts = only(tensors), opts or dist.ReduceOptions()
         op, text = self._operation(opts.reduceOp, tensor.dtype), dtype_name(tensor.dtype)
+        check(tensor)
 
         def action() -> None:
             target = Reducible(tensor, copy=True)
-            flat.reduce(self._engine, target.data, op, opts.rootRank, text, _options(opts))
+            flat.reduce(self._engine, target.data, op, opts.rootRank, text, limits(opts))
             if self._engine.rank == opts.rootRank:
                 target.close()
 
         return self._issue("reduce", action, opts, [tensor])
 
     def reduce_scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any = None) -> TorchWork:
-        output, blocks, opts = _only(outputs), _only(inputs), opts or dist.ReduceScatterOptions()
+        output, blocks = only(outputs), only(inputs)
         self._expect(len(blocks), "tensors in the input list")
-        return self._reduce_scatter(output, lambda: torch.cat([check(b).reshape(-1) for b in blocks]), blocks, opts)
+        check(output, *blocks)
+        return self._reduce_scatter(output, partial(joined, blocks), [b.numel() for b in blocks], opts)
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> TorchWork:  # noqa: A002
-        if input.numel() != output.numel() * self._engine.world_size:
+        check(output, input)
+        n = self._engine.world_size
+        if input.numel() != output.numel() * n:
             raise InvalidValue(
-                f"reduce_scatter input of {input.numel()} elements must be {self._engine.world_size} times "
-                f"the output's {output.numel()}"
+                f"reduce_scatter input of {input.numel()} elements must be {n} times the output's {output.numel()}"
             )
-        blocks = [output] * self._engine.world_size
-        return self._reduce_scatter(output, lambda: input, blocks, opts or dist.ReduceScatterOptions())
+        return self._reduce_scatter(output, lambda: input, [output.numel()] * n, opts)
 
     _reduce_scatter_base = reduce_scatter_single
 
     def reduce_scatter_single_coalesced(
         self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
     ) -> TorchWork:
+        check(*outputs, *inputs)
         pairs = zip(outputs, inputs, strict=True)
-        return _last([self.reduce_scatter_single(o, i, opts) for o, i in pairs], outputs)
+        return last_of([self.reduce_scatter_single(o, i, opts) for o, i in pairs], outputs)
 
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
-    def _reduce_scatter(
-        self, output: Tensor, join: Callable[[], Tensor], blocks: Sequence[Tensor], opts: Any
-    ) -> TorchWork:
-        op = self._operation(opts.reduceOp, output.dtype)
-        counts = [b.numel() for b in blocks]
-        text = blocks_label(counts, output.dtype)
+    def _reduce_scatter(self, output: Tensor, join: Callable[[], Tensor], counts: list[int], opts: Any) -> TorchWork:
+        opts = opts or dist.ReduceScatterOptions()
+        op, text = self._operation(opts.reduceOp, output.dtype), blocks_label(counts, output.dtype)
+        self._fits(output, counts, "the output")
 
         def action() -> None:
             data = Reducible(join(), copy=True).data
-            own = flat.reduce_scatter(self._engine, data, counts, op, text, _options(opts))
-            store(check(output), own)
+            own = flat.reduce_scatter(self._engine, data, counts, op, text, limits(opts))
+            store(output, own)
 
         return self._issue("reduce_scatter", action, opts, [output])
 
     # Copies
 
     def broadcast(self, tensors: list[Tensor] | Tensor, opts: Any = None) -> TorchWork:
-        tensor, opts = _only(tensors), opts or dist.BroadcastOptions()
+        tensor, opts = only(tensors), opts or dist.BroadcastOptions()
         root, text = opts.rootRank, label(tensor)
+        check(tensor)
 
         def action() -> None:
             target = Bytes(tensor)
-            flat.broadcast(self._engine, target.data, root, text, _options(opts))
+            flat.broadcast(self._engine, target.data, root, text, limits(opts))
             if self._engine.rank != root:
                 target.close()
 
         return self._issue("broadcast", action, opts, [tensor])
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> TorchWork:
-        blocks, tensor = _only(outputs), _only(inputs)
+        blocks, tensor = only(outputs), only(inputs)
         self._expect(len(blocks), "tensors in the output list")
-        if blocks[self._engine.rank].numel() != tensor.numel():
-            raise InvalidValue(
-                f"output {self._engine.rank} has {blocks[self._engine.rank].numel()} elements, but this rank gathers "
-                f"{tensor.numel()}"
-            )
-
-        def scatter_out(joined: Tensor) -> None:
-            for block, part in zip(blocks, joined.split([b.numel() for b in blocks]), strict=True):
-                check(block).copy_(part.view(block.shape))
-
-        joined = torch.empty(sum(b.numel() for b in blocks), dtype=tensor.dtype)
-        return self._all_gather(joined, tensor, [b.numel() for b in blocks], opts, scatter_out, [blocks])
+        check(tensor, *blocks)
+        counts = [b.numel() for b in blocks]
+        together = torch.empty(sum(counts), dtype=tensor.dtype)
+        return self._all_gather(together, tensor, counts, opts, partial(_distribute, together, blocks), [blocks])
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> TorchWork:  # noqa: A002
-        if output.numel() != input.numel() * self._engine.world_size:
+        check(input, output)
+        n = self._engine.world_size
+        if output.numel() != input.numel() * n:
             raise InvalidValue(
-                f"all_gather output of {output.numel()} elements must be {self._engine.world_size} times the input's "
-                f"{input.numel()}"
+                f"all_gather output of {output.numel()} elements must be {n} times the input's {input.numel()}"
             )
-        counts = [input.numel()] * self._engine.world_size
-        return self._all_gather(output, input, counts, opts, lambda _: None, [output])
+        return self._all_gather(output, input, [input.numel()] * n, opts, _nothing, [output])
 
     _allgather_base = all_gather_single
 
     def allgather_coalesced(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> TorchWork:
+        for i, tensor in enumerate(inputs):
+            check(tensor, *(rank[i] for rank in outputs))
         works = [self.allgather([[rank[i] for rank in outputs]], [tensor], opts) for i, tensor in enumerate(inputs)]
-        return _last(works, outputs)
+        return last_of(works, outputs)
 
     def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> TorchWork:
+        for output, tensor in zip(outputs, inputs, strict=True):
+            check(output, tensor)
         pairs = zip(outputs, inputs, strict=True)
-        return _last([self.all_gather_single(o, i, opts) for o, i in pairs], outputs)
+        return last_of([self.all_gather_single(o, i, opts) for o, i in pairs], outputs)
 
     allgather_into_tensor_coalesced = all_gather_single_coalesced
 
     def _all_gather(
-        self,
-        joined: Tensor,
-        tensor: Tensor,
-        counts: list[int],
-        opts: Any,
-        finish: Callable[[Tensor], None],
-        result: Any,
+        self, output: Tensor, tensor: Tensor, counts: list[int], opts: Any, finish: Callable[[], None], result: Any
     ) -> TorchWork:
-        text = blocks_label(counts, tensor.dtype)
+        text, size = blocks_label(counts, tensor.dtype), tensor.element_size()
+        self._fits(tensor, counts, "the input")
 
         def action() -> None:
-            target = Bytes(joined, read=False)
-            size = tensor.element_size()
+            target = Bytes(output, read=False)
             start = sum(counts[: self._engine.rank]) * size
-            own = as_bytes(check(tensor).contiguous())
+            own = source(tensor)
             target.data[start : start + own.size] = own
-            flat.all_gather(self._engine, target.data, [c * size for c in counts], text, _options(opts))
+            flat.all_gather(self._engine, target.data, [c * size for c in counts], text, limits(opts))
             target.close()
-            finish(joined)
+            finish()
 
         return self._issue("all_gather", action, opts, result)
 
     def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> TorchWork:
-        tensor, opts = _only(inputs), opts or dist.GatherOptions()
-        at_root, text = self._engine.rank == opts.rootRank, label(tensor)
-        blocks = _only(outputs) if at_root else []
-        if at_root:
-            self._expect(len(blocks), "tensors in the gather list")
+        tensor, opts = only(inputs), opts or dist.GatherOptions()
+        text, blocks = label(tensor), self._root_blocks(outputs, tensor, opts.rootRank, "gather")
 
         def action() -> None:
-            own = as_bytes(check(tensor).contiguous())
-            joined = torch.empty((len(blocks), tensor.numel()), dtype=tensor.dtype) if at_root else None
-            out = None if joined is None else as_bytes(joined)
-            flat.gather(self._engine, own, out, opts.rootRank, text, _options(opts))
-            if joined is not None:
-                for block, part in zip(blocks, joined, strict=True):
-                    check(block).copy_(part.view(block.shape))
+            together = None if blocks is None else torch.empty(tensor.numel() * len(blocks), dtype=tensor.dtype)
+            out = None if together is None else Bytes(together, read=False).data
+            flat.gather(self._engine, source(tensor), out, opts.rootRank, text, limits(opts))
+            if together is not None and blocks is not None:
+                _distribute(together, blocks)
 
         return self._issue("gather", action, opts, outputs)
 
     def scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any = None) -> TorchWork:
-        tensor, opts = _only(outputs), opts or dist.ScatterOptions()
-        at_root, text = self._engine.rank == opts.rootRank, label(tensor)
-        blocks = _only(inputs) if at_root else []
-        if at_root:
-            self._expect(len(blocks), "tensors in the scatter list")
+        tensor, opts = only(outputs), opts or dist.ScatterOptions()
+        text, blocks = label(tensor), self._root_blocks(inputs, tensor, opts.rootRank, "scatter")
 
         def action() -> None:
             target = Bytes(tensor, read=False)
-            source = as_bytes(torch.cat([check(b).reshape(-1) for b in blocks])) if at_root else None
-            flat.scatter(self._engine, source, target.data, opts.rootRank, text, _options(opts))
+            together = None if blocks is None else source(joined(blocks))
+            flat.scatter(self._engine, together, target.data, opts.rootRank, text, limits(opts))
             target.close()
 
         return self._issue("scatter", action, opts, outputs)
 
+    def _root_blocks(self, lists: list[list[Tensor]], own: Tensor, root: int, what: str) -> list[Tensor] | None:
+        """The root's list of one tensor a rank, each as long as `own`; elsewhere None."""
+        check(own)
+        if self._engine.rank != root:
+            return None
+        blocks: list[Tensor] = only(lists)
+        self._expect(len(blocks), f"tensors in the {what} list")
+        check(own, *blocks)
+        for i, block in enumerate(blocks):
+            if block.numel() != own.numel():
+                raise InvalidValue(
+                    f"tensor {i} of the {what} list has {block.numel()} elements, must be {own.numel()} as the others"
+                )
+        return blocks
+
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> TorchWork:
         self._expect(len(outputs), "output tensors")
         self._expect(len(inputs), "input tensors")
-        joined = torch.empty(sum(t.numel() for t in outputs), dtype=outputs[0].dtype)
-        splits = [t.numel() for t in outputs]
-
-        def scatter_out() -> None:
-            for block, part in zip(outputs, joined.split(splits), strict=True):
-                check(block).copy_(part.view(block.shape))
-
-        def join() -> Tensor:
-            return torch.cat([check(t).reshape(-1) for t in inputs])
-
-        counts = [t.numel() for t in inputs]
-        return self._all_to_all(joined, join, splits, counts, opts, scatter_out, outputs, equal=False)
+        check(*outputs, *inputs)
+        splits, counts = [t.numel() for t in outputs], [t.numel() for t in inputs]
+        together = torch.empty(sum(splits), dtype=outputs[0].dtype)
+        finish = partial(_distribute, together, outputs)
+        return self._all_to_all(together, partial(joined, inputs), splits, counts, opts, finish, outputs, equal=False)
 
     def all_to_all_single(
         self,
@@ -264,10 +241,11 @@ class SuperpodProcessGroup(dist.ProcessGroup):
         input_splits: list[int] | None = None,
         opts: Any = None,
     ) -> TorchWork:
+        check(output, input)
         counts = self._splits(input, input_splits, "input")
         splits = self._splits(output, output_splits, "output")
         equal = not input_splits and not output_splits
-        return self._all_to_all(output, lambda: input, splits, counts, opts, lambda: None, [output], equal=equal)
+        return self._all_to_all(output, lambda: input, splits, counts, opts, _nothing, [output], equal=equal)
 
     alltoall_base = all_to_all_single
 
@@ -283,115 +261,41 @@ class SuperpodProcessGroup(dist.ProcessGroup):
         *,
         equal: bool,
     ) -> TorchWork:
-        size = output.element_size()
+        size, own = output.element_size(), self._engine.rank
         text = label(output) if equal else f"uneven × {dtype_name(output.dtype)}"
+        if splits[own] != counts[own]:
+            raise InvalidValue(
+                f"rank {own} sends itself {counts[own]} elements but expects {splits[own]}; they must be as many"
+            )
 
         def action() -> None:
             target = Bytes(output, read=False)
-            source = as_bytes(check(join()).contiguous())
             sent, taken = [c * size for c in counts], [s * size for s in splits]
-            flat.all_to_all(self._engine, source, target.data, sent, taken, text, _options(opts), equal=equal)
+            flat.all_to_all(self._engine, source(join()), target.data, sent, taken, text, limits(opts), equal=equal)
             target.close()
             finish()
 
         return self._issue("all_to_all", action, opts, result)
 
-    # Synchronisation and messages
-
     def barrier(self, opts: Any = None) -> TorchWork:
-        return self._issue("barrier", lambda: flat.barrier(self._engine, _options(opts)), opts, None)
+        return self._issue("barrier", lambda: flat.barrier(self._engine, limits(opts)), opts, None)
 
-    def send(self, tensors: list[Tensor], dst: int, tag: int = 0) -> TorchWork:
-        source = check(_only(tensors)).contiguous()
-        return TorchWork(self._engine.send(as_bytes(source), dst, tag, label(source), None), tensors)
-
-    def recv(self, tensors: list[Tensor], src: int, tag: int = 0) -> TorchWork:
-        target = Bytes(_only(tensors), read=False)
-        work = self._engine.recv(target.data, src, tag, label(_only(tensors)), None, finish=target.close)
-        return TorchWork(work, tensors)
-
-    # What torch asks of a group
-
-    def setGroupName(self, name: str) -> None:  # noqa: N802  torch's name
-        self._name = name
-
-    def getGroupName(self) -> str:  # noqa: N802  torch's name
-        return self._name
-
-    _set_group_name = setGroupName
-
-    def _set_group_desc(self, desc: str) -> None:
-        self._desc = desc
-
-    @property
-    def group_name(self) -> str:
-        return self._name
-
-    @property
-    def group_desc(self) -> str:
-        return self._desc
-
-    def getBackendName(self) -> str:  # noqa: N802  torch's name
-        return "superpod"
-
-    _get_backend_name = getBackendName
-
-    def _get_backend(self, device: torch.device) -> SuperpodProcessGroup:
-        return self
-
-    def _set_default_timeout(self, timeout: timedelta) -> None:
-        self._engine.timeout = timeout.total_seconds()
-
-    set_timeout = _set_default_timeout
-
-    def shutdown(self) -> None:
-        """Leave the group; with a process's last group its mesh is closed too. Idempotent."""
-        self._release(self._engine)
-
-    abort = shutdown
-
-    def _issue(self, what: str, action: Callable[[], Any], opts: Any, result: Any) -> TorchWork:
-        async_op = bool(getattr(opts, "asyncOp", True))
-        work = self._engine.issue(what, action, async_op=async_op)
-        return TorchWork(work if async_op else None, result)
-
-    def _operation(self, reduce_op: Any, dtype: torch.dtype) -> Operation:
-        kind = getattr(reduce_op, "op", reduce_op)
-        op = self._operations.get((kind, dtype))
-        if op is None:
-            name = _OPERATIONS.get(kind)
-            if name is None:
-                raise InvalidValue(f"{kind} is not supported; superpod reduces with {', '.join(_OPERATIONS.values())}")
-            op = self._operations[kind, dtype] = operation(name, wide_dtype(dtype))
-        return op
-
-    def _expect(self, count: int, what: str) -> None:
-        if count != self._engine.world_size:
-            raise InvalidValue(f"{count} {what}, must be one a rank: {self._engine.world_size}")
-
-    def _splits(self, tensor: Tensor, splits: list[int] | None, name: str) -> list[int]:
-        """Elements per rank from splits of the first axis, even ones when none are given."""
-        n, rows = self._engine.world_size, tensor.shape[0] if tensor.dim() else 1
-        row = tensor.numel() // rows if rows else 0
-        if not splits:
-            if rows % n:
-                raise InvalidValue(
-                    f"{name} of {rows} rows cannot be split evenly over {n} ranks; give {name}_split_sizes"
-                )
-            splits = [rows // n] * n
-        self._expect(len(splits), f"{name} splits")
-        if sum(splits) != rows:
-            raise InvalidValue(f"{name}_split_sizes={list(splits)} add up to {sum(splits)}, must be the {rows} rows")
-        return [s * row for s in splits]
+    def _fits(self, tensor: Tensor, counts: list[int], what: str) -> None:
+        """This rank's own tensor is as long as its block."""
+        own = self._engine.rank
+        if tensor.numel() != counts[own]:
+            raise InvalidValue(f"{what} has {tensor.numel()} elements, but block {own} of the list has {counts[own]}")
 
 
-def _only(items: Any) -> Any:
-    """The one item of a list: torch passes lists, from the time when a process drove several devices."""
-    if isinstance(items, Tensor):
-        return items
-    if len(items) != 1:
-        raise InvalidValue(f"{len(items)} items in the list, must be 1: one process drives one card")
-    return items[0]
+def _nothing() -> None:
+    pass
+
+
+def _distribute(together: Tensor, blocks: list[Tensor]) -> None:
+    """Copy consecutive elements into tensors of any shape and memory layout."""
+    parts = torch.split(together, [b.numel() for b in blocks])
+    for block, part in zip(blocks, parts, strict=True):
+        block.detach().copy_(part.view(block.shape))
 
 
 def _allreduce_options(opts: Any) -> Any:
@@ -402,18 +306,3 @@ def _allreduce_options(opts: Any) -> Any:
     if opts is not None:
         made.reduceOp = opts
     return made
-
-
-def _options(opts: Any) -> Options:
-    """The call's own time limit, if it has one."""
-    timeout = getattr(opts, "timeout", None)
-    seconds = timeout.total_seconds() if timeout is not None else -1.0
-    return Options(timeout=seconds if seconds > 0 else None)
-
-
-def _last(works: list[TorchWork], result: Any) -> TorchWork:
-    """One work for several calls: works of a group end in issue order, so the last one stands for all."""
-    for work in works:
-        if work.exception() is not None:
-            return work
-    return works[-1] if works else TorchWork(None, result)

@@ -13,7 +13,6 @@ from superpod.interconnect.errors import InvalidValue
 
 Array = npt.NDArray[Any]
 
-_WIDE = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}  # added up in float32
 _NAMES: dict[torch.dtype, str] = {}
 
 
@@ -23,6 +22,7 @@ def label(tensor: Tensor) -> str:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype in a word: "float32"."""
     name = _NAMES.get(dtype)
     if name is None:
         name = _NAMES[dtype] = str(dtype).removeprefix("torch.")
@@ -36,22 +36,38 @@ def blocks_label(counts: list[int], dtype: torch.dtype) -> str:
     return f"{counts} × {dtype_name(dtype)}"
 
 
-def check(tensor: Tensor) -> Tensor:
-    """The tensor without its autograd history. Raises InvalidValue for what no card can send."""
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        raise InvalidValue(
-            f"tensor on {tensor.device} with layout {tensor.layout}: superpod moves dense CPU tensors; "
-            "move it with .cpu(), make it dense with .to_dense()"
-        )
-    return tensor.detach().resolve_conj().resolve_neg()
+def check(*tensors: Tensor) -> None:
+    """Raises InvalidValue for what no card can send, and for tensors of one call that differ in dtype."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            raise InvalidValue(
+                f"tensor on {tensor.device} with layout {tensor.layout}: superpod moves dense CPU tensors; "
+                "move it with .cpu(), make it dense with .to_dense()"
+            )
+        if tensor.dtype is not tensors[0].dtype:
+            raise InvalidValue(f"tensors of {tensors[0].dtype} and {tensor.dtype} in one call must have one dtype")
 
 
-def as_bytes(tensor: Tensor) -> Array:
-    """The memory of a contiguous tensor, shape (nbytes,)."""
+def source(tensor: Tensor) -> Array:
+    """A tensor's bytes for a call that only reads them, shape (nbytes,)."""
+    return _as_bytes(tensor.detach().resolve_conj().resolve_neg().contiguous())
+
+
+def joined(tensors: list[Tensor]) -> Tensor:
+    """The tensors' elements one after the other, in memory of their own."""
+    return torch.cat([t.detach().reshape(-1) for t in tensors])
+
+
+def _as_bytes(tensor: Tensor) -> Array:
     if not tensor.numel():
         return np.empty(0, np.uint8)
     array: Array = tensor.view(-1).view(torch.uint8).numpy()
     return array
+
+
+def _lies_flat(tensor: Tensor) -> bool:
+    """Whether its elements lie in memory one after the other, as they are."""
+    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 class Bytes:
@@ -59,13 +75,12 @@ class Bytes:
 
     def __init__(self, tensor: Tensor, *, read: bool = True) -> None:
         """`read`: the call needs the tensor's contents too."""
-        self._tensor = check(tensor)
-        self._flat = self._tensor
-        if not self._tensor.is_contiguous():
-            self._flat = torch.empty(self._tensor.shape, dtype=self._tensor.dtype)
+        self._tensor = self._flat = tensor.detach()
+        if not _lies_flat(tensor):
+            self._flat = torch.empty(tensor.shape, dtype=tensor.dtype)
             if read:
                 self._flat.copy_(self._tensor)
-        self.data = as_bytes(self._flat)
+        self.data = _as_bytes(self._flat)
 
     def close(self) -> None:
         if self._flat is not self._tensor:
@@ -77,11 +92,12 @@ class Reducible:
 
     def __init__(self, tensor: Tensor, *, copy: bool = False) -> None:
         """`copy`: never the tensor's own memory, because the call uses it up."""
-        self._tensor = check(tensor)
-        wide = torch.float32 if tensor.dtype in _WIDE else tensor.dtype
-        self._copied = copy or wide is not tensor.dtype or not self._tensor.is_contiguous()
-        flat = self._tensor.to(wide, copy=True, memory_format=torch.contiguous_format) if self._copied else self._tensor
-        self.data: Array = flat.view(-1).numpy() if flat.numel() else np.empty(0, _numpy_dtype(wide))
+        self._tensor = flat = tensor.detach()
+        wide = _wide(tensor.dtype)
+        self._copied = copy or wide is not tensor.dtype or not _lies_flat(tensor)
+        if self._copied:
+            flat = torch.empty(tensor.shape, dtype=wide).copy_(self._tensor)
+        self.data: Array = flat.view(-1).numpy()
 
     def close(self) -> None:
         if self._copied:
@@ -89,14 +105,20 @@ class Reducible:
 
 
 def wide_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    """The numpy dtype in which tensors of `dtype` are reduced."""
-    return _numpy_dtype(torch.float32 if dtype in _WIDE else dtype)
+    """The numpy dtype in which tensors of `dtype` are reduced. Raises InvalidValue when there is none."""
+    try:
+        return torch.empty(0, dtype=_wide(dtype)).numpy().dtype
+    except (TypeError, RuntimeError) as error:
+        raise InvalidValue(f"tensors of {dtype} cannot be reduced; convert them with .to()") from error
 
 
-def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    return torch.empty(0, dtype=dtype).numpy().dtype
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """float16, bfloat16 and the float8 kinds are added up in float32."""
+    if dtype.is_floating_point and dtype.itemsize < 4:
+        return torch.float32
+    return torch.complex64 if dtype is torch.complex32 else dtype
 
 
 def store(tensor: Tensor, data: Array) -> None:
     """Put reduced numbers into a tensor of any dtype and memory layout, rounding once."""
-    tensor.copy_(torch.from_numpy(data).view(tensor.shape))
+    tensor.detach().copy_(torch.from_numpy(data).view(tensor.shape))

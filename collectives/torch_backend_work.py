@@ -21,10 +21,14 @@ class TorchWork(dist.Work):
         self._future: torch.futures.Future[Any] | None = None
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
-        """Returns True, or raises what the call raised. A timeout of zero means the group's own."""
+        """Returns True, or raises what the call raised. A timeout of zero or less means the group's own."""
         if self._work is not None:
-            self._work.wait(timeout.total_seconds() or None)
+            seconds = timeout.total_seconds()
+            self._work.wait(seconds if seconds > 0 else None)
         return True
+
+    def synchronize(self) -> None:
+        self.wait()
 
     def is_completed(self) -> bool:
         return self._work is None or self._work.is_completed()
@@ -37,6 +41,12 @@ class TorchWork(dist.Work):
 
     def result(self) -> Any:
         return self._outputs
+
+    def source_rank(self) -> int:
+        """Of a receive that has ended: the group rank that sent the message."""
+        return -1 if self._work is None or self._work.result is None else int(self._work.result)
+
+    _source_rank = source_rank
 
     def get_future(self) -> torch.futures.Future[Any]:
         """A future of the output tensors; it carries the call's error to Python and C++ alike."""
@@ -53,3 +63,8 @@ class TorchWork(dist.Work):
     def _outcome(self, _: Any) -> Any:
         self.wait()
         return self._outputs
+
+
+def last_of(works: list[TorchWork], outputs: Any) -> TorchWork:
+    """One work for several calls of a group: they end in issue order, so the last one stands for all."""
+    return TorchWork(works[-1]._work if works else None, outputs)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from superpod.interconnect.errors import DeadlineExceeded, SuperpodError
 from superpod.interconnect.group import Group, again
 from superpod.interconnect.mesh import Mesh
 from superpod.interconnect.streams import Pending
+
+log = logging.getLogger("superpod")
 
 
 class Work:
@@ -20,6 +25,7 @@ class Work:
         self.what = what
         self.result: Any = None
         self._error: BaseException | None = None
+        self._begun = False
         self._done = threading.Event()
         self._callbacks: list[Callable[[Work], None]] = []
         self._lock = threading.Lock()
@@ -44,7 +50,10 @@ class Work:
         return self._error
 
     def when_done(self, callback: Callable[[Work], None]) -> None:
-        """Call `callback(self)` once the call has ended, at once if it has; from whichever thread ended it."""
+        """Call `callback(self)` once the call has ended, at once if it has; from whichever thread ended it.
+
+        What the callback raises in another thread than this one is logged.
+        """
         with self._lock:
             if not self._done.is_set():
                 self._callbacks.append(callback)
@@ -52,15 +61,23 @@ class Work:
         callback(self)
 
     def carry_out(self, action: Callable[[], Any]) -> None:
-        """Run the call, keep its result or error, and tell whoever waits."""
+        """Run the call, keep its result or error, and tell whoever waits. Only the first thread to come does it."""
+        with self._lock:
+            if self._begun:
+                return
+            self._begun = True
         try:
             self.result = action()
         except BaseException as error:  # noqa: BLE001  it is raised in whoever waits
             self._error = error
         with self._lock:
             self._done.set()
-        for callback in self._callbacks:
-            callback(self)
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            try:
+                callback(self)
+            except Exception:
+                log.exception("a callback of %s failed", self.what)
 
 
 class MessageWork(Work):
@@ -78,22 +95,46 @@ class MessageWork(Work):
         """`finish` makes the result once all `pendings` are done; `seconds` is how long a wait may take."""
         super().__init__(what)
         self._mesh, self._group, self._pendings, self._seconds = mesh, group, pendings, seconds
-        self._outcome = finish
+        self._finish = finish
+        self._watched = False
 
     def wait(self, timeout: float | None = None) -> Any:
-        if not self._done.is_set():
-            seconds = self._seconds if timeout is None else timeout
-            self.carry_out(lambda: self._finish(seconds))
-        return super().wait(0)
+        """As Work.wait. Without a timeout, running out of the group's own time is a failure of the group."""
+        if not self._done.is_set() and not self._advance(self._seconds if timeout is None else timeout):
+            if timeout is not None:
+                return super().wait(0)
+            self.carry_out(partial(self._fail, self._mesh.too_late(self._pendings, self._seconds, self.what)))
+        return super().wait()
 
     def is_completed(self) -> bool:
-        if not self._done.is_set() and self._mesh.test(self._pendings, self._group):
-            self.carry_out(lambda: self._finish(0.0))
-        return self._done.is_set()
+        return self._done.is_set() or self._advance(0.0)
 
-    def _finish(self, seconds: float) -> Any:
-        self._mesh.wait(self._pendings, self._group, seconds=seconds, what=self.what)
-        return self._outcome()
+    def when_done(self, callback: Callable[[Work], None]) -> None:
+        """As Work.when_done; if nothing has moved the message by then, a thread of its own does."""
+        super().when_done(callback)
+        if not self._done.is_set() and not self._watched:
+            self._watched = True
+            threading.Thread(target=self._watch, name=f"superpod {self.what}", daemon=True).start()
+
+    def _watch(self) -> None:
+        with contextlib.suppress(Exception):  # it is the work's, and raised in whoever waits for it
+            self.wait()
+
+    def _advance(self, seconds: float) -> bool:
+        """Whether the call has ended, after moving messages for at most `seconds`. An interrupt leaves it going on."""
+        try:
+            if not self._mesh.advance(self._pendings, self._group, seconds=seconds):
+                return False
+        except SuperpodError as error:
+            self.carry_out(partial(self._fail, error))
+        else:
+            self.carry_out(self._finish)
+        return self._done.wait()  # another thread may just be carrying it out
+
+    def _fail(self, error: SuperpodError) -> None:
+        self._mesh.cancel(self._pendings)
+        self._mesh.fail_group(self._group, error)
+        raise error
 
 
 class Worker:
@@ -104,15 +145,21 @@ class Worker:
         self._queue: queue.SimpleQueue[tuple[Work, Callable[[], Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._stopped = False
         self.outstanding = 0  # works that were put and have not ended
 
     def put(self, work: Work, action: Callable[[], Any]) -> None:
+        """Queue the work; after `stop` it is carried out, to fail in a closed group, by the caller."""
         with self._lock:
-            self.outstanding += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
-                self._thread.start()
-        self._queue.put((work, action))
+            if not self._stopped:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
+                    thread.start()
+                    self._thread = thread
+                self.outstanding += 1
+                self._queue.put((work, action))
+                return
+        work.carry_out(action)
 
     def is_current_thread(self) -> bool:
         return threading.current_thread() is self._thread
@@ -128,10 +175,10 @@ class Worker:
             del item, work, action  # or the last call's arrays live until the next call
 
     def stop(self, timeout: float) -> None:
-        """End after what was put before; waits at most `timeout` seconds for it."""
+        """End after what was put before; waits at most `timeout` seconds for it. Idempotent."""
         with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._queue.put(None)
-            if thread is not threading.current_thread():
-                thread.join(timeout)
+            stopped, self._stopped = self._stopped, True
+            if not stopped:
+                self._queue.put(None)
+        if self._thread is not None and not self.is_current_thread():
+            self._thread.join(timeout)

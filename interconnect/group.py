@@ -1,13 +1,25 @@
-"""A group of ranks as the mesh sees it, and how its failure is put into words and back."""
+"""Groups of ranks as the mesh sees them, and how their failure is put into words and back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
-from superpod.interconnect.errors import CollectiveMismatch, PeerLost, RemoteError, SuperpodError
+from superpod.interconnect.errors import (
+    CollectiveMismatch,
+    InvalidValue,
+    LinkClosed,
+    PeerLost,
+    RemoteError,
+    SuperpodError,
+)
+from superpod.interconnect.streams import Receive
 from superpod.interconnect.wire import Header
 
+T = TypeVar("T")
 ProbeHandler = Callable[[int, Header], None]
+
+_KEPT = 1024  # groups that were closed, or failed before they were opened, that a card remembers: the latest
 
 
 class Group:
@@ -18,6 +30,65 @@ class Group:
         self.name = name
         self.on_probe = on_probe
         self.failure: SuperpodError | None = None
+
+
+class Groups:
+    """The groups that are open on a card, and what it remembers of the others. One thread at a time."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._open: dict[int, Group] = {}
+        self._failed: dict[int, SuperpodError] = {}  # failures of groups that this card has not opened yet
+        self._ended: dict[int, None] = {}
+
+    def open(self, ident: int, name: str, on_probe: ProbeHandler) -> Group:
+        """A new group; if its others have heard of a failure already, it has failed. Raises InvalidValue."""
+        if ident in self._open:
+            raise InvalidValue(f"group {name} exists on rank {self._rank}; give the new one another name")
+        group = self._open[ident] = Group(ident, name, on_probe)
+        self._ended.pop(ident, None)
+        group.failure = self._failed.pop(ident, None)
+        return group
+
+    def get(self, ident: int) -> Group | None:
+        return self._open.get(ident)
+
+    def close(self, group: Group) -> bool:
+        """From now on the group's failure is that it was closed here. Whether it was open."""
+        if self._open.pop(group.ident, None) is None:
+            return False
+        _remember(self._ended, group.ident, None)
+        group.failure = group.failure or LinkClosed(
+            f"rank {self._rank} has closed group {group.name}; make a new communicator or process group"
+        )
+        return True
+
+    def close_all(self, why: str) -> None:
+        for group in self._open.values():
+            group.failure = group.failure or LinkClosed(why)
+
+    def have_ended(self, ident: int) -> bool:
+        """Whether this group was closed here, so that whatever still arrives for it is to be dropped."""
+        return ident in self._ended
+
+    def remember_failure(self, ident: int, error: SuperpodError) -> None:
+        """A group that this card has not opened yet has failed."""
+        _remember(self._failed, ident, error)
+
+
+def _remember(latest: dict[int, T], ident: int, value: T) -> None:
+    latest[ident] = value
+    if len(latest) > _KEPT:
+        del latest[next(iter(latest))]
+
+
+def wrong_message(group: Group, rank: int, receive: Receive, header: Header) -> CollectiveMismatch:
+    """The error for a message that is not the one that `rank` awaits."""
+    theirs, ours = f"{header.text} (#{header.sequence})", receive.call()
+    if theirs == ours:
+        theirs += f" with {header.nbytes} B at {header.offset} in step {header.step}"
+        ours += f" with {receive.into.nbytes} B at {receive.got} in step {receive.step}"
+    return mismatch(group, (receive.peer, theirs), (rank, ours))
 
 
 def mismatch(group: Group, one: tuple[int, str], other: tuple[int, str]) -> CollectiveMismatch:

@@ -32,9 +32,13 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The connection to `peer` broke; everything that the peer had sent before has been taken already."""
+    """The connection to `peer` broke; everything that the peer had sent before has been taken already.
+
+    `how` continues a sentence that starts with the rank.
+    """
 
     peer: int
+    how: str = "died: its connection broke without a farewell"
 
 
 class Link(Protocol):

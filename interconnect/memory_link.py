@@ -41,7 +41,10 @@ class MemoryLink:
 
     def connect(self, peer: int, address: str) -> None:
         self._peers.add(peer)
-        self._fabric.links[peer]._peers.add(self.rank)
+        other = self._fabric.links[peer]
+        other._peers.add(self.rank)
+        if other._closed:
+            self.push(Broken(peer, "is gone: nobody listens at its address"))
 
     def reaches(self, peer: int) -> bool:
         return peer in self._peers
@@ -92,5 +95,5 @@ class MemoryLink:
     def close(self, linger: float) -> None:
         with self._changed:
             self._closed = True
-        for peer in self._peers:
+        for peer in self.peers():
             self._fabric.links[peer].push(Broken(self.rank))

@@ -9,10 +9,7 @@ the launcher's abort flag ends the waits of all groups.
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import time
-import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,19 +24,19 @@ from superpod.interconnect.errors import (
     SuperpodError,
     ranks_text,
 )
-from superpod.interconnect.group import Group, ProbeHandler, again, error_from, error_text, mismatch
+from superpod.interconnect.forked import call_in_child
+from superpod.interconnect.group import Group, Groups, ProbeHandler, again, error_from, error_text, wrong_message
 from superpod.interconnect.link import Arrival, Broken, Link
+from superpod.interconnect.peers import Peers, Refusals
 from superpod.interconnect.rendezvous import AddressBook
 from superpod.interconnect.streams import ANYONE, Array, Pending, Receive, Send, Streams
 from superpod.interconnect.turns import Turns
 from superpod.interconnect.wire import Header, Kind, decode, encode
 
-log = logging.getLogger("superpod")
-
 PROBE_AFTER = 0.25  # seconds of waiting before a card tells its peers what it awaits from them
 LINGER = 3.0  # seconds that closing may take to deliver what is under way
 _SLICE = 1.0  # seconds; the longest sleep between two looks at deadline and failures
-_MAX_REFUSED = 100  # refused messages that are kept for whoever asks
+_KNOCK = 0.1  # seconds that a probe may take to find those peers that have not joined yet
 
 
 class Mesh:
@@ -66,22 +63,18 @@ class Mesh:
         """
         self.link = link
         self.rank = link.rank
-        self.refused: list[BadFrame] = []
+        self.refused = Refusals(link.rank)
         self.streams = Streams(link, segment, window, self._on_mismatch)
-        self._books: list[tuple[frozenset[int], AddressBook]] = []
-        self._book = book
+        self._peers = Peers(book)
         self._patience = patience
         self._abort = abort
-        self._groups: dict[int, Group] = {}
-        self._failed_before: dict[int, SuperpodError] = {}  # failures of groups that are not open here
-        self._lost: dict[int, str] = {}  # peer → how it was lost
+        self._groups = Groups(link.rank)
         self._failure: SuperpodError | None = None
-        self._ended: set[int] = set()  # groups that were closed here: what still arrives for them is dropped
         self._closed = False
         self._over = f"rank {link.rank} has closed its mesh; make a new communicator or process group"
         self._turns = Turns(link)
         self._lock = self._turns.lock
-        _meshes.add(self)
+        call_in_child(self._disown)
         if abort is not None:
             link.watch(abort.fileno())
 
@@ -93,24 +86,14 @@ class Mesh:
 
     def open_group(self, ident: int, name: str, on_probe: ProbeHandler) -> Group:
         """Register a group. `on_probe(peer, header)` hears, under the mesh's lock, that `peer` waits for this card."""
-        group = Group(ident, name, on_probe)
         with self._lock:
             self._refuse_if_closed()
-            if ident in self._groups:
-                raise InvalidValue(f"group {name} exists on rank {self.rank}; give the new one another name")
-            self._groups[ident] = group
-            self._ended.discard(ident)
-            group.failure = self._failed_before.pop(ident, None)
-        return group
+            return self._groups.open(ident, name, on_probe)
 
     def close_group(self, group: Group) -> None:
         """Forget a group and all its streams. Who still waits in it, or uses it later, gets LinkClosed."""
         with self._lock:
-            if self._groups.pop(group.ident, None) is not None:
-                group.failure = group.failure or LinkClosed(
-                    f"rank {self.rank} has closed group {group.name}; make a new communicator or process group"
-                )
-                self._ended.add(group.ident)
+            if self._groups.close(group):
                 self.streams.forget(group.ident)
                 self._turns.rouse()
 
@@ -120,12 +103,11 @@ class Mesh:
             if not self._closed:
                 self._progress()  # first, to know everybody who has connected
                 self.fail_group_locked(group, error)
-                self._turns.rouse()
 
     def learn(self, ranks: Sequence[int], book: AddressBook) -> None:
         """Look for the addresses of `ranks` in `book` from now on."""
         with self._lock:
-            self._books.append((frozenset(ranks), book))
+            self._peers.learn(frozenset(ranks), book)
 
     # Messages
 
@@ -147,7 +129,7 @@ class Mesh:
         DeadlineExceeded.
         """
         if not self.link.reaches(peer):
-            self._connect(peer, self._patience if seconds is None else min(seconds, self._patience))
+            self._connect(peer, group, self._patience if seconds is None else min(seconds, self._patience))
         header = Header(Kind.DATA, group.ident, tag, sequence, step, payload.nbytes, 0, text)
         send = Send((peer, group.ident, tag), header, payload)
         with self._lock:
@@ -172,7 +154,14 @@ class Mesh:
         """Expect the next message of the stream in `into`, a contiguous 1-D array of the message's length."""
         if peer == self.rank:
             raise InvalidValue(_SELF.format(peer))
-        receive = Receive((peer, group.ident, tag), into, reduce, sequence, step, text)
+        return self._expect(group, Receive((peer, group.ident, tag), into, reduce, sequence, step, text))
+
+    def receive_any(self, group: Group, peers: Sequence[int], tag: int, into: Array, text: str) -> Receive:
+        """As `receive`, from whichever of `peers` sends first; the receive's `peer` then says who it was."""
+        candidates = frozenset(peers) - {self.rank}
+        return self._expect(group, Receive((ANYONE, group.ident, tag), into, None, 0, 0, text, candidates))
+
+    def _expect(self, group: Group, receive: Receive) -> Receive:
         with self._lock:
             self._refuse_if_over(group)
             self.streams.receive(receive)
@@ -180,32 +169,31 @@ class Mesh:
                 self._progress()
         return receive
 
-    def receive_any(self, group: Group, peers: Sequence[int], tag: int, into: Array, text: str) -> Receive:
-        """As `receive`, from whichever of `peers` sends first; the receive's `peer` then says who it was."""
-        receive = Receive((ANYONE, group.ident, tag), into, None, 0, 0, text, frozenset(peers) - {self.rank})
-        with self._lock:
-            self._refuse_if_over(group)
-            self.streams.receive_any(receive)
-            if self._turns.leading:
-                self._progress()
-        return receive
-
-    def wait(self, pendings: Sequence[Pending], group: Group, *, seconds: float, what: str) -> None:
+    def wait(
+        self, pendings: Sequence[Pending], group: Group, *, seconds: float, what: str, limit: float | None = None
+    ) -> None:
         """Return when all `pendings` are done.
 
         Raises the group's failure (PeerLost, RemoteError, CollectiveMismatch), or DeadlineExceeded after `seconds`,
-        naming the ranks that are late in `what`. After an error none of the pendings' buffers is touched any more.
+        naming the ranks that are late in `what`, and its `limit` if `seconds` are only what was left of that. After
+        an error none of the pendings' buffers is touched any more.
         """
         try:
             if not self.advance(pendings, group, seconds=seconds):
-                late = ranks_text(rank for p in pendings if not p.done for rank in p.awaited)
-                raise DeadlineExceeded(
-                    f"rank {self.rank}: Timed out after {seconds:.1f} s waiting for {late} in {what}"
-                )
+                raise self.too_late(pendings, seconds if limit is None else limit, what)
         except BaseException:
-            with self._lock:
-                self.streams.cancel(pendings)
+            self.cancel(pendings)
             raise
+
+    def too_late(self, pendings: Sequence[Pending], seconds: float, what: str) -> DeadlineExceeded:
+        """The error for a wait in `what` that has taken `seconds`: it names the ranks that are late."""
+        late = ranks_text(rank for p in pendings if not p.done for rank in p.awaited)
+        return DeadlineExceeded(f"rank {self.rank}: Timed out after {seconds:.1f} s waiting for {late} in {what}")
+
+    def cancel(self, pendings: Sequence[Pending]) -> None:
+        """Let go of the buffers of what is not done."""
+        with self._lock:
+            self.streams.cancel(pendings)
 
     def advance(self, pendings: Sequence[Pending], group: Group, *, seconds: float) -> bool:
         """Move messages for at most `seconds`; whether all `pendings` are done. Raises the group's failure."""
@@ -218,6 +206,7 @@ class Mesh:
                     self._refuse(pendings, group)
                     now = time.monotonic()
                     if now >= start + seconds:
+                        self._look_at_abort_flag()
                         return False
                     if now >= probe_at:
                         probe_at = now + max(_SLICE, now - start)
@@ -228,13 +217,6 @@ class Mesh:
                 return True
             finally:
                 self._turns.hand_on()
-
-    def test(self, pendings: Sequence[Pending], group: Group) -> bool:
-        """Move what can be moved without waiting; whether a `wait` for `pendings` would return or raise at once."""
-        try:
-            return self.advance(pendings, group, seconds=0.0)
-        except SuperpodError:
-            return True
 
     def close(self) -> None:
         """Leave in order: tell the peers, deliver what is under way, release the link. Idempotent."""
@@ -256,10 +238,9 @@ class Mesh:
 
     def _close_locked(self) -> None:
         self._closed = True
-        for group in self._groups.values():
-            group.failure = group.failure or LinkClosed(self._over)
+        self._groups.close_all(self._over)
 
-    def disown(self) -> None:
+    def _disown(self) -> None:
         """In a forked child: the connections are the parent's, so nothing can be done here but to say so."""
         self._turns = Turns(self.link)
         self._lock = self._turns.lock
@@ -269,46 +250,45 @@ class Mesh:
         )
         self._close_locked()
 
-    # Connections
-
-    def _connect(self, peer: int, seconds: float) -> None:
-        """Find `peer` and connect to it, heeding the abort flag. Raises DeadlineExceeded when it never joined."""
+    def _connect(self, peer: int, group: Group | None, seconds: float) -> None:
+        """Find `peer` and connect to it. Raises DeadlineExceeded when it never joined, and the group's failure."""
         if peer == self.rank:
             raise InvalidValue(_SELF.format(peer))
-        book = next((b for ranks, b in reversed(self._books) if peer in ranks), self._book)
-        end = time.monotonic() + seconds
-        while True:
-            rest = end - time.monotonic()
-            try:
-                address = book.find(peer, min(max(rest, 0.001), _SLICE))
-                break
-            except DeadlineExceeded as error:
-                if rest <= _SLICE:
-                    raise DeadlineExceeded(
-                        f"rank {peer} has not joined within {seconds:.1f} s: it was not started, or it is dead"
-                    ) from error
+
+        def check() -> None:
             with self._lock:
                 self._look_at_abort_flag()
-                self._refuse_if_over(None)
+                self._progress()
+                self._refuse_if_over(group)
+
+        address = self._peers.find(peer, seconds, check)
         with self._lock:
             self._refuse_if_closed()
             if not self.link.reaches(peer):
                 self.link.connect(peer, address)
+                if self._turns.leading:
+                    self._progress()
 
     # Progress; everything from here on holds the lock
 
     def _progress(self) -> None:
         """Handle everything that has arrived, without waiting."""
+        if self._closed:
+            return
         take = self.link.take
         moved = False
-        while (event := take()) is not None:
-            moved = True
-            if isinstance(event, Arrival):
-                self._arrive(event)
-            elif isinstance(event, Broken):
-                self._lost.setdefault(event.peer, "died: its connection broke without a farewell")
-            else:
-                self._refuse_frame(event.error)
+        try:
+            while (event := take()) is not None:
+                moved = True
+                if isinstance(event, Arrival):
+                    self._arrive(event)
+                elif isinstance(event, Broken):
+                    self._peers.broke(event)
+                else:
+                    self.refused.add(event.error)
+        except BaseException as error:  # what was in hand is lost, so no stream can be trusted any more
+            self._failure = SuperpodError(f"{type(error).__name__} stopped rank {self.rank} in the middle of a message")
+            raise
         if moved:
             self._turns.rouse()
 
@@ -317,32 +297,31 @@ class Mesh:
         try:
             header = decode(arrival.header, len(arrival.payload))
         except BadFrame as error:
-            self._refuse_frame(BadFrame(f"from rank {peer}: {error}"))
+            self.refused.add(BadFrame(f"from rank {peer}: {error}"))
             return
         key = (peer, header.group, header.tag)
-        if header.group in self._ended:
+        if self._groups.have_ended(header.group):
             return
         if header.kind is Kind.DATA:
             self.streams.arrive(key, header, arrival.payload)
         elif header.kind is Kind.CREDIT:
             self.streams.credit(key, header.nbytes)
         elif header.kind is Kind.BYE:
-            self._lost[peer] = "left the job"
+            self._peers.left(peer)
         elif (group := self._groups.get(header.group)) is None:
             if header.kind is Kind.FAIL:  # this card is late: it has not opened the group yet
-                self._failed_before[header.group] = error_from(header.text)
-        elif header.kind is Kind.PROBE:
-            group.on_probe(peer, header)
-        else:
+                self._groups.remember_failure(header.group, error_from(header.text))
+        elif header.kind is Kind.FAIL:
             self.fail_group_locked(group, error_from(header.text))
+        elif group.failure is None:
+            group.on_probe(peer, header)
+        else:  # it has not heard of it, or it would not wait
+            self._tell_failure(group, group.failure, [peer])
 
     def _on_mismatch(self, receive: Receive, header: Header) -> None:
-        group = self._groups[receive.key[1]]
-        theirs, ours = f"{header.text} (#{header.sequence})", receive.call()
-        if theirs == ours:
-            theirs += f" with {header.nbytes} B at {header.offset} in step {header.step}"
-            ours += f" with {receive.into.nbytes} B at {receive.got} in step {receive.step}"
-        self.fail_group_locked(group, mismatch(group, (receive.peer, theirs), (self.rank, ours)))
+        group = self._groups.get(receive.key[1])
+        assert group is not None  # or nobody could have posted the receive
+        self.fail_group_locked(group, wrong_message(group, self.rank, receive, header))
 
     # Waiting
 
@@ -350,22 +329,20 @@ class Mesh:
         """Give the lock away and wait for something to happen."""
         if self._turns.sleep(min(seconds, _SLICE)):
             self._look_at_abort_flag()
-            self._progress()
+        self._progress()  # also before a follower leads: a signal may have been swallowed while nobody did
 
     def _probe(self, pendings: Sequence[Pending]) -> None:
         """Tell the peers that are late what they are awaited in, so that a mismatch shows on both sides."""
-        late = [p for p in pendings if isinstance(p, Receive) and not p.done and p.peer != ANYONE]
+        waits = [p for p in pendings if isinstance(p, Receive) and not p.done and p.peer != ANYONE]
+        late = {p.key: p for p in reversed(waits)}.values()  # the first of each stream
         strangers = {p.peer for p in late if not self.link.reaches(p.peer)}
         if strangers:
-            self._lock.release()
-            try:
+            with self._turns.released():
                 for peer in strangers:
                     with contextlib.suppress(DeadlineExceeded):  # not there yet: the next probe tries again
-                        self._connect(peer, 0.05)
-            finally:
-                self._lock.acquire()
+                        self._connect(peer, None, _KNOCK / len(strangers))
         for p in late:
-            if self.link.reaches(p.peer) and p.peer not in self._lost:
+            if self.link.reaches(p.peer) and p.peer not in self._peers.lost:
                 _, group, tag = p.key
                 self.link.post(p.peer, encode(Header(Kind.PROBE, group, tag, p.sequence, p.step, text=p.text)), b"")
 
@@ -376,21 +353,19 @@ class Mesh:
         if group.failure is not None:
             return
         group.failure = error
+        self._tell_failure(group, error, self.link.peers())
+        self._turns.rouse()
+
+    def _tell_failure(self, group: Group, error: SuperpodError, peers: Sequence[int]) -> None:
         frame = encode(Header(Kind.FAIL, group.ident, 0, text=error_text(self.rank, error)))
-        for peer in self.link.peers():
-            if peer not in self._lost:
+        for peer in peers:
+            if peer not in self._peers.lost:
                 self.link.post(peer, frame, b"")
 
     def _look_at_abort_flag(self) -> None:
         if self._abort is not None and self._failure is None and (failure := self._abort.failure()) is not None:
             self._failure = PeerLost(str(failure))
             self._turns.rouse()
-
-    def _refuse_frame(self, error: BadFrame) -> None:
-        if not self.refused:
-            log.warning("rank %d refused a message: %s", self.rank, error)
-        if len(self.refused) < _MAX_REFUSED:
-            self.refused.append(error)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -407,20 +382,12 @@ class Mesh:
         """Raise when `pendings` can never be done."""
         self._refuse_if_over(group)
         for p in pendings:
-            if not p.done and self._lost.keys() >= p.awaited:
-                rank = min(p.awaited, default=ANYONE)
-                how = self._lost.get(rank, "is alone")
-                error = PeerLost(f"rank {rank} {how}, but rank {self.rank} needs it in {p.call()}")
+            if isinstance(p, Receive) and p.error is not None:
+                raise again(p.error)
+            if self._peers.lost and not p.done and (how := self._peers.all_lost(p.awaited)) is not None:
+                error = PeerLost(f"{how}, but rank {self.rank} needs it in {p.call()}")
                 self.fail_group_locked(group, error)
                 raise again(error)
 
-
-def _after_fork() -> None:
-    for mesh in _meshes:
-        mesh.disown()
-
-
-_meshes: weakref.WeakSet[Mesh] = weakref.WeakSet()
-os.register_at_fork(after_in_child=_after_fork)
 
 _SELF = "rank {} cannot exchange messages with itself; copy the array instead"

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgpack
 import zmq
 
-from superpod.interconnect.errors import DeadlineExceeded, InvalidValue
+from superpod.interconnect.errors import DeadlineExceeded, InvalidValue, JobFailure, LinkClosed
 
 MAX_VALUE = 64 * 1024  # bytes of one key or value
 
@@ -25,7 +25,10 @@ class Store(Protocol):
     def set(self, key: str, value: bytes) -> None: ...
 
     def get(self, key: str, timeout: float) -> bytes:
-        """The key's value, waiting for it at most `timeout` seconds. Raises DeadlineExceeded."""
+        """The key's value, waiting for it at most `timeout` seconds.
+
+        Raises DeadlineExceeded, or JobFailure when the store itself has gone.
+        """
         ...
 
 
@@ -36,16 +39,24 @@ class TorchStore:
         self._store = store
 
     def set(self, key: str, value: bytes) -> None:
-        self._store.set(key, value)
+        try:
+            self._store.set(key, value)
+        except RuntimeError as error:
+            raise _gone(error) from error
 
     def get(self, key: str, timeout: float) -> bytes:
         end, pause = time.monotonic() + timeout, 0.001
-        while not self._store.check([key]):  # its own wait() logs a warning every time that it runs out
-            if time.monotonic() + pause > end:
-                raise _missing(key, timeout)
-            time.sleep(pause)
-            pause = min(2 * pause, 0.05)
-        return bytes(self._store.get(key))
+        try:
+            while not self._store.check([key]):  # its own wait() logs a warning every time that it runs out
+                if time.monotonic() + pause > end:
+                    raise _missing(key, timeout)
+                time.sleep(pause)
+                pause = min(2 * pause, 0.05)
+            return bytes(self._store.get(key))
+        except DeadlineExceeded:
+            raise
+        except RuntimeError as error:
+            raise _gone(error) from error
 
 
 class DictStore:
@@ -73,6 +84,7 @@ class LauncherStore:
     def __init__(self, endpoint: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # so that sending never blocks, even if nobody serves
         self._socket.connect(endpoint)
         self._lock = threading.Lock()
         self._request = 0
@@ -81,11 +93,13 @@ class LauncherStore:
         if len(value) > MAX_VALUE:
             raise InvalidValue(f"value of {len(value)} B for {key!r} is longer than the {MAX_VALUE} B a store keeps")
         with self._lock:
+            self._refuse_if_closed()
             self._socket.send(msgpack.packb(("set", 0, key, value)))
 
     def get(self, key: str, timeout: float) -> bytes:
         end = time.monotonic() + timeout
         with self._lock:
+            self._refuse_if_closed()
             self._request += 1
             self._socket.send(msgpack.packb(("get", self._request, key, b"")))
             while (rest := end - time.monotonic()) > 0:
@@ -97,7 +111,12 @@ class LauncherStore:
         raise _missing(key, timeout)
 
     def close(self) -> None:
-        self._socket.close()
+        with self._lock:  # a socket is one thread's at a time, and a `get` ends soon
+            self._socket.close()
+
+    def _refuse_if_closed(self) -> None:
+        if self._socket.closed:
+            raise LinkClosed("this card has left the launcher's store; make a new communicator or process group")
 
 
 class StoreServer:
@@ -112,7 +131,7 @@ class StoreServer:
         self._socket.setsockopt(zmq.BACKLOG, 4096)
         self._socket.bind(endpoint)
         self._values: dict[str, bytes] = {}
-        self._waiting: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
+        self._waiting: dict[str, dict[bytes, int]] = defaultdict(dict)  # key → client → its latest request
 
     def fileno(self) -> int:
         return int(self._socket.FD)
@@ -124,22 +143,19 @@ class StoreServer:
                 client, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            try:
-                operation, request, key, value = msgpack.unpackb(parts[0])
-                self._handle(client, operation, int(request), str(key), bytes(value))
-            except (ValueError, TypeError, IndexError, msgpack.UnpackException):
-                continue
+            if (request := _parse(parts)) is not None:
+                self._handle(client, *request)
 
     def _handle(self, client: bytes, operation: str, request: int, key: str, value: bytes) -> None:
         if operation == "set":
             self._values[key] = value
-            for waiter, number in self._waiting.pop(key, ()):
+            for waiter, number in self._waiting.pop(key, {}).items():
                 self._socket.send_multipart([waiter, msgpack.packb((number, value))])
         elif operation == "get":
             if key in self._values:
                 self._socket.send_multipart([client, msgpack.packb((request, self._values[key]))])
             else:
-                self._waiting[key].append((client, request))
+                self._waiting[key][client] = request
 
     def close(self) -> None:
         self._socket.close()
@@ -164,6 +180,23 @@ class AddressBook:
             raise DeadlineExceeded(
                 f"rank {rank} has not joined within {timeout:.1f} s: it is not started, or dead"
             ) from error
+
+
+def _parse(parts: list[bytes]) -> tuple[str, int, str, bytes] | None:
+    """A request to the store, or None if it is none. Allocates nothing that a forged length could inflate."""
+    try:
+        (frame,) = parts
+        fields = msgpack.unpackb(frame, max_array_len=4, max_map_len=0)
+    except (ValueError, msgpack.UnpackException):
+        return None
+    if not isinstance(fields, list) or [type(field) for field in fields] != [str, int, str, bytes]:
+        return None
+    operation, request, key, value = fields
+    return operation, request, key, value
+
+
+def _gone(error: RuntimeError) -> JobFailure:
+    return JobFailure(f"the store in which the cards meet has gone: {error}")
 
 
 def _missing(key: str, timeout: float) -> DeadlineExceeded:

@@ -2,7 +2,8 @@
 
 A stream is (peer, group, tag). Each has a window: so many bytes may be under way and not yet consumed by a receive.
 Messages that nobody has asked for yet wait in the receiver's memory, never more than a window a stream. Credit goes
-back half a window at a time, so that small messages cost no acknowledgements.
+back half a window at a time, so that small messages cost no acknowledgements. Streams that lie idle are forgotten when
+there are many, so that a tag of its own for every message costs no memory.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ StreamKey = tuple[int, int, int]  # (peer, group, tag)
 
 ANYONE = -1  # as a peer: whoever sends first
 FRAME_COST = 256  # bytes that a frame takes from its window beyond its payload, so that empty ones are bounded too
+_MANY = 1024  # streams; with more of them those that lie idle are looked for
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +37,6 @@ class Send:
     payload: memoryview
     offset: int = 0
     done: bool = False
-    error: SuperpodError | None = None
 
     @property
     def peer(self) -> int:
@@ -60,6 +61,7 @@ class Receive:
         reduce: ufunc that combines what is there with what arrives; None overwrites.
         sequence, step, text: the receiver's own call, compared with the sender's.
         candidates: the ranks that it may come from, as long as `key` leaves that open.
+        error: why it will never be done, though its message has come.
     """
 
     key: StreamKey
@@ -85,16 +87,15 @@ class Receive:
     def call(self) -> str:
         return f"{self.text} (#{self.sequence})"
 
-    def expects(self, header: Header) -> bool:
-        """Whether `header` is that of the awaited segment of the awaited message."""
-        if header.offset:
-            return header.offset == self.got
+    def expects(self, header: Header, nbytes: int) -> bool:
+        """Whether a segment of `nbytes` under `header` is the awaited one of the awaited message."""
         return (
-            header.text == self.text
+            header.offset == self.got
+            and header.nbytes == self.into.nbytes
             and header.sequence == self.sequence
             and header.step == self.step
-            and header.nbytes == self.into.nbytes
-            and self.got == 0
+            and (header.text == self.text or self.got > 0)
+            and nbytes % self.into.itemsize == 0
         )
 
     def accept(self, header: Header, payload: Buffer) -> None:
@@ -127,6 +128,11 @@ class _Inlet:
     posted: deque[Receive] = field(default_factory=deque)
     early: deque[tuple[Header, Buffer]] = field(default_factory=deque)
     consumed: int = 0  # bytes consumed that the sender has not been credited with yet
+    rest: int = 0  # bytes still to come of a message whose receiver has given up
+
+    @property
+    def idle(self) -> bool:
+        return not (self.posted or self.early or self.rest)
 
 
 class Streams:
@@ -138,10 +144,13 @@ class Streams:
         self._link = link
         self._segment = max(64, segment // 64 * 64)  # whole elements of every dtype
         self._window = max(window, self._segment)
+        # a sender that must wait has more than `window` − one frame under way: all of that must be worth a credit
+        self._credit_at = max(1, min(self._window // 2, self._window - self._segment - FRAME_COST))
         self._on_mismatch = on_mismatch
         self._outlets: dict[StreamKey, _Outlet] = defaultdict(_Outlet)
         self._inlets: dict[StreamKey, _Inlet] = defaultdict(_Inlet)
         self._open: list[Receive] = []  # receives from ANYONE, in the order in which they were posted
+        self._sweep_at = _MANY
 
     def send(self, send: Send) -> None:
         outlet = self._outlets[send.key]
@@ -150,18 +159,23 @@ class Streams:
             self._push(outlet)
 
     def receive(self, receive: Receive) -> None:
+        """Expect a message on the receive's stream, or one of whichever candidate's that nobody has asked for."""
+        if receive.peer == ANYONE:
+            self._receive_any(receive)
+            return
+        if len(self._inlets) >= self._sweep_at:
+            self._sweep()
         inlet = self._inlets[receive.key]
         inlet.posted.append(receive)
         if inlet.early and inlet.posted[0] is receive:
             self._match(receive.key, inlet)
 
-    def receive_any(self, receive: Receive) -> None:
-        """Take the next message of whichever candidate's stream has one that nobody has asked for."""
+    def _receive_any(self, receive: Receive) -> None:
         self._open.append(receive)
+        _, group, tag = receive.key
         for peer in sorted(receive.candidates):
-            key = (peer, *receive.key[1:])
-            if receive in self._open and (inlet := self._inlets.get(key)) is not None:
-                self._match(key, inlet)
+            if receive.peer == ANYONE and (inlet := self._inlets.get((peer, group, tag))) is not None:
+                self._match((peer, group, tag), inlet)
 
     def arrive(self, key: StreamKey, header: Header, payload: Buffer) -> None:
         """A DATA frame has come in."""
@@ -171,18 +185,24 @@ class Streams:
 
     def credit(self, key: StreamKey, nbytes: int) -> None:
         """The receiver has consumed `nbytes` of the stream."""
-        outlet = self._outlets[key]
+        outlet = self._outlets.get(key)
+        if outlet is None:
+            return
         outlet.outstanding = max(0, outlet.outstanding - nbytes)
         self._push(outlet)
+        if not outlet.outstanding and not outlet.backlog:
+            del self._outlets[key]
 
     def cancel(self, pendings: Sequence[Pending]) -> None:
-        """Let go of the callers' buffers."""
+        """Let go of the callers' buffers. What is still to come of a message half received will be dropped; a message
+        half sent stays half sent, so whoever cancels a send must fail the group."""
         for p in pendings:
-            if p in self._open:
-                self._open.remove(p)  # type: ignore[arg-type]
-            elif isinstance(p, Receive):
-                if (inlet := self._inlets.get(p.key)) and p in inlet.posted:
-                    inlet.posted.remove(p)
+            if isinstance(p, Receive):
+                if p.peer == ANYONE:
+                    if p in self._open:
+                        self._open.remove(p)
+                elif (inlet := self._inlets.get(p.key)) and p in inlet.posted:
+                    self._give_up(inlet, p)
             elif (outlet := self._outlets.get(p.key)) and p in outlet.backlog:
                 outlet.backlog.remove(p)
 
@@ -194,21 +214,49 @@ class Streams:
 
     def _match(self, key: StreamKey, inlet: _Inlet) -> None:
         """Hand early segments to the receives that wait for them."""
-        while inlet.early and (inlet.posted or self._adopt(key, inlet)):
-            receive = inlet.posted[0]
+        while inlet.early and (inlet.rest or inlet.posted or self._adopt(key, inlet)):
             header, payload = inlet.early[0]
-            if not receive.expects(header):
+            if inlet.rest:
+                inlet.rest -= len(payload)
+            elif not (receive := inlet.posted[0]).expects(header, len(payload)):
                 self._on_mismatch(receive, header)
                 return
+            else:
+                self._accept(inlet, receive, header, payload)
             inlet.early.popleft()
-            receive.accept(header, payload)
             inlet.consumed += len(payload) + FRAME_COST
-            if receive.done:
-                inlet.posted.popleft()
-        if inlet.consumed >= self._window // 2:
-            peer, group, tag = key
-            self._link.post(peer, encode(Header(Kind.CREDIT, group, tag, nbytes=inlet.consumed)), b"")
-            inlet.consumed = 0
+        if inlet.consumed >= self._credit_at:
+            self._give_credit(key, inlet)
+
+    def _accept(self, inlet: _Inlet, receive: Receive, header: Header, payload: Buffer) -> None:
+        try:
+            receive.accept(header, payload)
+        except Exception as error:  # noqa: BLE001  it is the receiver's, not whose turn it is to move messages
+            receive.error = SuperpodError(
+                f"{type(error).__name__} in {receive.call()} with what rank {receive.peer} sent: {error}"
+            )
+            self._give_up(inlet, receive)
+            inlet.rest -= len(payload)
+        if receive.done:
+            inlet.posted.popleft()
+
+    def _give_up(self, inlet: _Inlet, receive: Receive) -> None:
+        if receive is inlet.posted[0] and (receive.got or receive.error):
+            inlet.rest = receive.into.nbytes - receive.got
+        inlet.posted.remove(receive)
+
+    def _give_credit(self, key: StreamKey, inlet: _Inlet) -> None:
+        peer, group, tag = key
+        self._link.post(peer, encode(Header(Kind.CREDIT, group, tag, nbytes=inlet.consumed)), b"")
+        inlet.consumed = 0
+
+    def _sweep(self) -> None:
+        """Forget the inlets that lie idle, with all credit given; that makes the senders forget the outlets."""
+        for key, inlet in [item for item in self._inlets.items() if item[1].idle]:
+            if inlet.consumed:
+                self._give_credit(key, inlet)
+            del self._inlets[key]
+        self._sweep_at = max(_MANY, 2 * len(self._inlets))
 
     def _adopt(self, key: StreamKey, inlet: _Inlet) -> bool:
         """Give the stream, which nobody waits for, the first receive from ANYONE that it may serve."""

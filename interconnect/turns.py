@@ -5,7 +5,9 @@ The leader moves everybody's messages. A leader that is done hands on to one of 
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 from superpod.interconnect.link import Link
 
@@ -30,23 +32,30 @@ class Turns:
             self._follow(seconds)
             return False
         self.leading = True
-        self.lock.release()
         try:
-            self._link.wait(seconds)
+            with self.released():
+                self._link.wait(seconds)
         finally:
-            self.lock.acquire()
             self.leading = False
         return True
 
     def _follow(self, seconds: float) -> None:
         event = threading.Event()
         self._followers.append(event)
-        self.lock.release()
         try:
-            event.wait(seconds)
+            with self.released():
+                event.wait(seconds)
+        finally:
+            self._followers.remove(event)
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        """A block in which this thread does not hold the lock."""
+        try:  # an interrupt may come as soon as the lock is free
+            self.lock.release()
+            yield
         finally:
             self.lock.acquire()
-            self._followers.remove(event)
 
     def rouse(self) -> None:
         """Let everybody who sleeps look again."""

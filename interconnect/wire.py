@@ -6,8 +6,8 @@ message and `offset` says where the frame's payload belongs in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import msgpack
 
@@ -15,9 +15,8 @@ from superpod.interconnect.errors import BadFrame
 
 VERSION = 1
 MAX_HEADER = 16 * 1024  # bytes; the text of a failure is the longest thing in a header
-MAX_TEXT = 12 * 1024  # characters that encode() keeps
+MAX_TEXT = 12 * 1024  # bytes of UTF-8 that encode() keeps
 MAX_MESSAGE = 1 << 46  # bytes; nothing on earth sends more, so a larger number is a torn frame
-_LOWEST, _HIGHEST = -(1 << 63), (1 << 64) - 1
 
 
 class Kind(IntEnum):
@@ -30,8 +29,10 @@ class Kind(IntEnum):
     PROBE = 5  # the sender waits for this message; text is its own call
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+class Header(NamedTuple):
     """Everything a receiver needs to know before it looks at the payload.
 
     Attributes:
@@ -56,8 +57,10 @@ class Header:
 
 
 def encode(header: Header) -> bytes:
-    """The header as bytes; a text above MAX_TEXT characters is cut."""
-    text = header.text if len(header.text) <= MAX_TEXT // 4 else _cut(header.text)
+    """The header as bytes; a text above MAX_TEXT is cut, and what UTF-8 cannot express in it becomes "?"."""
+    text = header.text
+    if len(text) > MAX_TEXT or not text.isascii():
+        text = _cut(text)
     fields = (header.group, header.tag, header.sequence, header.step, header.nbytes, header.offset, text)
     packed: bytes = msgpack.packb((VERSION, int(header.kind), *fields))
     return packed
@@ -79,20 +82,17 @@ def decode(frame: bytes | memoryview, payload_nbytes: int) -> Header:
     version, kind, *numbers, text = fields
     if version != VERSION:
         raise BadFrame(f"header has version {version!r}, this card speaks {VERSION}; install one superpod everywhere")
-    if not isinstance(text, str) or not all(type(number) is int for number in numbers):
+    if type(text) is not str or {*map(type, numbers)} != {int} or type(kind) is not int:
         raise BadFrame("header has a field of the wrong type")
-    try:
-        group, tag, sequence, step, nbytes, offset = numbers
-        header = Header(Kind(kind), group, tag, sequence, step, nbytes, offset, text)
-    except ValueError as error:
-        raise BadFrame(f"header has an unknown kind: {error}") from error
+    if kind not in _KINDS:
+        raise BadFrame(f"header has the unknown kind {kind}")
+    group, tag, sequence, step, nbytes, offset = numbers
+    header = Header(_KINDS[kind], group, tag, sequence, step, nbytes, offset, text)
     _check_bounds(header, payload_nbytes)
     return header
 
 
 def _check_bounds(header: Header, payload_nbytes: int) -> None:
-    if not all(_LOWEST <= number <= _HIGHEST for number in (header.group, header.tag)):
-        raise BadFrame("header has a group or tag beyond 64 bits")
     if header.sequence < 0 or header.step < 0 or header.offset < 0 or not 0 <= header.nbytes <= MAX_MESSAGE:
         raise BadFrame(f"header has a number out of bounds: {header}")
     if header.kind is not Kind.DATA:

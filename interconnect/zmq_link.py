@@ -2,8 +2,10 @@
 
 Routes. A connection that this card opened to peer p is called b"o" + p; one that p opened is called b"i" + p by the
 routing id that p gave itself. That id carries a token which only those know who read this card's address, so another
-job's card, or anything else that speaks ZeroMQ, is told apart and refused. Frames to p take the first route that exists
-and stay on it, which keeps their order. The high-water marks are off: the mesh's credits bound what is under way.
+job's card, or anything else that speaks ZeroMQ, is told apart and refused. The other name carries a secret: ZeroMQ ends
+the process if somebody has taken a name that it is to give to a connection. Frames to p take the first route that
+exists and stay on it, which keeps their order. The high-water marks are off: the mesh's credits bound what is under
+way.
 
 A frame is [route, u16 length + header + small payload] or [route, u16 length + header, payload].
 """
@@ -16,19 +18,23 @@ import os
 import secrets
 import select
 import struct
-from collections import deque
+import time
+from math import inf
 from pathlib import Path
 
 import zmq
 
 from superpod.interconnect.allocator import keep_freed_memory
+from superpod.interconnect.connections import Connections
 from superpod.interconnect.errors import BadFrame, InvalidValue
 from superpod.interconnect.link import Arrival, Broken, Buffer, Refused
 from superpod.interconnect.wire import MAX_HEADER
 
 INLINE = 4096  # bytes; below it a frame of its own costs more than copying the payload behind the header
 _PREFIX = struct.Struct("<H")
+_EVENT = struct.Struct("=Hi")
 _TOKEN = 8  # bytes
+_SETTLE = 1.0  # seconds that ZeroMQ's thread may need to be scheduled, on a machine with many cards
 _MAX_FRAME = (64 << 20) + MAX_HEADER  # bytes; the largest segment that env.py allows
 
 
@@ -49,20 +55,19 @@ class ZmqLink:
         self.rank = rank
         self.context = zmq.Context(io_threads=1)
         self._pid = os.getpid()
-        self._token = secrets.token_bytes(_TOKEN)
+        self._token, self._secret = secrets.token_bytes(_TOKEN), secrets.token_bytes(_TOKEN)
         self._socket = self.context.socket(zmq.ROUTER)
         self._configure()
         self._file: Path | None = None
         self._endpoint = self._bind(directory, transport)
         self._address = f"{self._endpoint}#{self._token.hex()}#{_host_id()}"
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = self._make_monitor()
         self._routes: dict[int, bytes] = {}  # peer → the route that frames to it take
         self._senders: dict[bytes, int] = {}  # route → peer
-        self._endpoints: dict[str, int] = {}  # endpoint of a connection that this card opened → peer
-        self._descriptors: dict[int, int] = {}  # descriptor of one that a peer opened → peer
+        self._connections = Connections()
         self._broken: set[int] = set()
-        self._events: deque[Broken | Refused] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._incoming, self._reports = [(self._socket, zmq.POLLIN)], [(self._monitor, zmq.POLLIN)]
         self._poll = select.epoll()
         for fd in (self._socket.FD, self._monitor.FD, self._wake_fd):
             self._poll.register(fd, select.EPOLLIN)
@@ -76,6 +81,7 @@ class ZmqLink:
             (zmq.LINGER, 0),
             (zmq.BACKLOG, 4096),
             (zmq.RECONNECT_IVL, 20),  # ms; only until the peer listens, a broken connection is given up
+            (zmq.RECONNECT_IVL_MAX, 500),  # ms
             (zmq.MAXMSGSIZE, _MAX_FRAME),
             (zmq.IPV6, 1),
         ):
@@ -97,6 +103,15 @@ class ZmqLink:
         self._socket.bind(wanted)
         return self._socket.get_string(zmq.LAST_ENDPOINT)
 
+    def _make_monitor(self) -> zmq.Socket[bytes]:
+        """Where ZeroMQ tells what becomes of connections."""
+        name = f"inproc://monitor-{id(self)}"
+        self._socket.monitor(name, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
+        monitor = self.context.socket(zmq.PAIR)
+        monitor.setsockopt(zmq.RCVHWM, 0)  # or ZeroMQ's own thread, and with it every message, would wait for a reader
+        monitor.connect(name)
+        return monitor
+
     @property
     def address(self) -> str:
         return self._address
@@ -105,13 +120,13 @@ class ZmqLink:
         endpoint, token, host = address.rsplit("#", 2)
         if host != _host_id():
             raise InvalidValue(f"rank {peer} is on another host ({endpoint}); this version joins cards of one host")
-        route = b"o%d" % peer
+        route = b"o" + self._secret + b"%d" % peer
         self._socket.setsockopt(zmq.ROUTING_ID, b"i" + bytes.fromhex(token) + b"%d" % self.rank)
         self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, route)
-        self._endpoints[endpoint] = peer
+        self._socket.connect(endpoint)
+        self._connections.opened(endpoint, peer)
         self._senders[route] = peer
         self._routes[peer] = route
-        self._socket.connect(endpoint)
 
     def reaches(self, peer: int) -> bool:
         return peer in self._routes
@@ -138,23 +153,26 @@ class ZmqLink:
 
     def take(self) -> Arrival | Refused | Broken | None:
         while True:
-            try:
-                route = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
+            while zmq.zmq_poll(self._incoming, 0):  # a failing recv raises, which costs three times as much
+                route = self._socket.recv()
+                parts = [self._socket.recv(copy=False)]
+                while parts[-1].more:
+                    parts.append(self._socket.recv(copy=False))
+                if (event := self._sort(route, parts)) is not None:
+                    return event
+            if not zmq.zmq_poll(self._reports, 0):
                 break
-            parts = [self._socket.recv(copy=False)]
-            while parts[-1].more:
-                parts.append(self._socket.recv(copy=False))
-            if (event := self._sort(route, parts)) is not None:
-                return event
-        # only now that the socket is empty may a break be told: what the peer sent before has been taken
-        return self._events.popleft() if self._events else self._breaks()
+            self._hear()  # and look at the socket again: what a peer sent before its connection broke comes first
+        if (broken := self._connections.lost(time.monotonic())) is not None:
+            self._broken.add(broken.peer)
+        return broken
 
     def _sort(self, route: bytes, parts: list[zmq.Frame]) -> Arrival | Refused | None:
         peer = self._senders.get(route)
         if peer is None:
             peer = self._admit(route, parts[0])
         if peer is None:
+            self._connections.foreign(int(parts[0].get(zmq.SRCFD)))
             return Refused(
                 BadFrame(f"message from an unknown sender {route[:32]!r}: it does not know this card's token")
             )
@@ -177,31 +195,31 @@ class ZmqLink:
         peer = int(digits)
         self._senders[route] = peer
         self._routes.setdefault(peer, route)
-        self._descriptors[int(frame.get(zmq.SRCFD))] = peer
+        self._hear()
+        self._connections.identified(int(frame.get(zmq.SRCFD)), peer, time.monotonic())
         return peer
 
-    def _breaks(self) -> Broken | None:
-        while True:
-            try:
-                event, endpoint = self._monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return None
-            fd = struct.unpack("=hi", event)[1]
-            peer = self._endpoints.get(endpoint.decode(errors="replace"))
-            if peer is None:
-                peer = self._descriptors.pop(fd, None)
-            else:
+    def _hear(self) -> None:
+        """Take in what has become of connections."""
+        now = time.monotonic()
+        while zmq.zmq_poll(self._reports, 0):
+            event, name = self._monitor.recv_multipart()
+            kind, value = _EVENT.unpack(event)
+            endpoint = name.decode(errors="replace")
+            if kind == zmq.EVENT_ACCEPTED:
+                self._connections.accepted(value)
+                continue
+            refused = kind == zmq.EVENT_CONNECT_RETRIED
+            over = (
+                self._connections.refused(endpoint, now) if refused else self._connections.broke(endpoint, value, now)
+            )
+            if over:
                 with contextlib.suppress(zmq.ZMQError):
                     self._socket.disconnect(endpoint)
-            if peer is None or peer in self._broken:
-                continue
-            if (last := self.take()) is not None:  # came in between the last look at the socket and the break
-                self._events.append(Broken(peer))
-                return last  # type: ignore[return-value]
-            self._broken.add(peer)
-            return Broken(peer)
 
     def wait(self, seconds: float) -> None:
+        if (look_at := self._connections.look_at) < inf:
+            seconds = min(seconds, look_at - time.monotonic())
         for fd, _ in self._poll.poll(max(seconds, 0)):
             if fd == self._wake_fd:
                 with contextlib.suppress(BlockingIOError):
@@ -220,14 +238,31 @@ class ZmqLink:
         self._closed = True
         if os.getpid() != self._pid:  # a forked child must leave its parent's context alone
             return
+        if linger > 0:
+            self._settle()
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=int(linger * 1000))
-        self.context.term()
+        self.context.destroy()
         if self._file is not None:
             self._file.unlink(missing_ok=True)
         self._poll.close()
         os.close(self._wake_fd)
+
+    def _settle(self) -> None:
+        """Let ZeroMQ's thread write what was posted, and drop what is for cards that are gone: it would linger for it.
+
+        That thread takes orders one by one: when it has found that nobody listens at an address made up now, it has
+        tried to write everything that was posted before; once more, and it has noticed whose connection is gone.
+        """
+        for _ in range(2):
+            nowhere = f"ipc://@superpod-{secrets.token_hex(8)}"
+            self._socket.connect(nowhere)
+            end = time.monotonic() + _SETTLE
+            while nowhere not in self._connections.refusals and (rest := end - time.monotonic()) > 0:
+                zmq.zmq_poll(self._reports, int(rest * 1000) + 1)
+                self._hear()
+            self._socket.disconnect(nowhere)
 
 
 def _host_id() -> str:

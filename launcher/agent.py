@@ -109,9 +109,9 @@ class Agent:
                 self._started += 1
                 self.outcome.started(rank, pid)
                 self._start_cards()
-            case {"event": "failed", "text": text}:
-                self._started += 1
-                self._ended += 1
+            case {"event": "failed", "rank": rank, "text": text}:
+                self._started += rank >= 0
+                self._ended += rank >= 0
                 self._fail(text, 1)
             case {"event": "exited", "rank": rank, "code": code, "time": ended}:
                 self._on_exit(rank, code, ended)

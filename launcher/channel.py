@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 import socket
+from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 _MAX_MESSAGE = 64 * 1024
-_MAX_FDS = 4
-_DEADLINE = 10.0  # seconds; the other side reads all the time, so longer means that it is stopped or dead
+_ROOM = socket.CMSG_SPACE(4 * array("i").itemsize)  # for four file descriptors
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Order:
     agent: int
     preload: list[str]
     auto_preload: bool
-    skip: tuple[str, ...] = ()
+    skip: list[str] = field(default_factory=list)
     attempt: int = 0
 
     def in_memory_file(self) -> int:
@@ -58,19 +58,20 @@ class Order:
 class Channel:
     """One end. Losing the other one reads as None from `receive` and raises OSError from `send`."""
 
-    def __init__(self, line: socket.socket) -> None:
+    def __init__(self, line: socket.socket, deadline: float | None) -> None:
+        """`deadline`: seconds that a send may take; None when the other side may be stopped as long as it likes."""
         self._socket = line
-        self._socket.settimeout(_DEADLINE)
+        self._socket.settimeout(deadline)
 
     @staticmethod
-    def pair() -> tuple[Channel, Channel]:
+    def pair(deadline: float | None = None) -> tuple[Channel, Channel]:
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        return Channel(one), Channel(other)
+        return Channel(one, deadline), Channel(other, deadline)
 
     @staticmethod
     def inherited(fd: int) -> Channel:
         """The end that this process got from its parent."""
-        return Channel(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fd))
+        return Channel(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fd), None)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -81,9 +82,11 @@ class Channel:
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next message with its file descriptors, or None when the other side has gone."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, _MAX_MESSAGE, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            # socket.recv_fds would do, but up to Python 3.12 it does not pass the flag on
+            data, extras, _, _ = self._socket.recvmsg(_MAX_MESSAGE, _ROOM, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return None
+        fds = array("i", b"".join(content for _, _, content in extras)).tolist()
         if not data:
             for fd in fds:
                 os.close(fd)

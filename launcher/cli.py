@@ -79,7 +79,8 @@ def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="superpod-run",
         description="Start n cards on this host: n processes that run the same script, as `python script.py` would.",
-        epilog="Every option goes before the script; everything after it belongs to the script.",
+        epilog="Every option goes before the script; everything after it belongs to the script. "
+        "The cards' standard input is empty.",
         allow_abbrev=False,
     )
     cli.add_argument("--version", action="version", version=f"superpod {__version__}")

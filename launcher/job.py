@@ -17,7 +17,6 @@ from superpod.interconnect.errors import InvalidValue
 
 KINDS = ("script", "module", "program")
 START_METHODS = ("fork", "exec")
-STDOUT, STDERR = 1, 2  # bits of a StreamChoice, and the file descriptors
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +141,15 @@ def _check_module(name: str) -> None:
     top = name.split(".")[0]
     sys.path.insert(0, os.getcwd())  # where `python -m` looks first
     try:
-        found = top in sys.modules or importlib.util.find_spec(top) is not None
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # what this process has loaded and what has no spec, such as __main__
+        spec = None
     finally:
         sys.path.pop(0)
-    if not found:
+    if spec is None:
         raise InvalidValue(f"module {name!r} was not found: {top!r} must lie in {os.getcwd()} or be installed")
+    if top != name and spec.submodule_search_locations is None:
+        raise InvalidValue(f"module {name!r} was not found: {top!r} is a module, no package; a path goes without -m")
 
 
 def _check_script(path: Path) -> None:

@@ -104,7 +104,7 @@ class Outcome:
     def signalled(self, signum: int) -> None:
         """The launcher sent `signum` to every card that still ran."""
         for card in self.cards:
-            if card.pid and card.code is None:
+            if card.code is None:  # also of those whose start has not been heard of
                 card.sent.add(signum)
 
     def interrupt(self, signum: int, time: float) -> None:

@@ -15,7 +15,9 @@ import os
 import re
 import sys
 import sysconfig
+from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
@@ -25,6 +27,9 @@ _MAX_FILES = 300  # of the user's own code; more are not read
 _MAX_SOURCE = 1 << 20  # bytes; a longer file is data, not code
 _NUMPY_USERS = ("superpod.collectives.communicator",)
 _TORCH_USERS = ("superpod.collectives.torch_backend",)
+_LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(__file__).parents[1]))
+_HOLD_STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
+_NAMES_TORCH = re.compile(rb"""["']torch["'.]""")  # as importlib.import_module("torch") would
 # What drags in torch._dynamo when it is used: every optimizer's constructor, DDP's and FSDP's, torch.compile. A wrong
 # guess costs 1.3 s once; a missed one costs it in every card.
 _USES_DYNAMO = re.compile(
@@ -44,11 +49,11 @@ def plan(target: str, *, module: bool) -> list[str]:
     found: dict[str, None] = {}
     sources = b"\n".join(_own_sources(queue, home, found))
     names = list(found)
-    if re.search(rb"\btorch\b", sources):
+    if "torch" in found or _NAMES_TORCH.search(sources):
         names = ["torch", *_NUMPY_USERS, *_TORCH_USERS, *names]
         if _USES_DYNAMO.search(sources):
             names.append("torch._dynamo")
-    elif re.search(rb"\bsuperpod\b", sources):
+    elif "superpod" in found:
         names = [*_NUMPY_USERS, *names]
     return list(dict.fromkeys(names))
 
@@ -72,8 +77,7 @@ def _own_sources(queue: list[str], home: str, found: dict[str, None]) -> Iterato
         source = _read(file)
         yield source
         for level, name in imports(source):
-            path = [str(Path(file).absolute().parents[level - 1])] if level else [home, *sys.path]
-            spec = locate(name, path)
+            spec = locate(name, _folders_above(file, level) if level else [home, *sys.path])
             own = _file_of(spec)
             if spec is not None and _is_installed(spec):
                 if not level:
@@ -83,6 +87,11 @@ def _own_sources(queue: list[str], home: str, found: dict[str, None]) -> Iterato
                 queue.append(own)
 
 
+def _folders_above(file: str, level: int) -> list[str]:
+    """Where `from . import` in `file` looks, with `level` dots."""
+    return [str(folder) for folder in Path(file).absolute().parents[level - 1 : level]]
+
+
 def imports(source: bytes) -> list[tuple[int, str]]:
     """What `source` imports anywhere but under `if TYPE_CHECKING`: (0, "package.module"); (1, "name") for `from .`.
 
@@ -90,23 +99,28 @@ def imports(source: bytes) -> list[tuple[int, str]]:
     not compile imports nothing.
     """
     try:
-        nodes: list[ast.AST] = [ast.parse(source)]
-    except (SyntaxError, ValueError, RecursionError):
+        nodes: deque[ast.AST] = deque([ast.parse(source)])
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     found: list[tuple[int, str]] = []
     while nodes:
-        node = nodes.pop(0)
+        node = nodes.popleft()
         if isinstance(node, ast.Import):
             found += [(0, name) for alias in node.names for name in _with_packages(alias.name)]
         elif isinstance(node, ast.ImportFrom):
             start = [node.module] if node.module else []
             full = [".".join([*start, alias.name]) for alias in node.names if alias.name != "*"] or start
             found += [(node.level, name) for dotted in full for name in _with_packages(dotted)]
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        elif isinstance(node, ast.If) and _name_of(node.test) == "TYPE_CHECKING":
             nodes += node.orelse
         else:
-            nodes += ast.iter_child_nodes(node)
+            nodes += (child for child in ast.iter_child_nodes(node) if isinstance(child, _HOLD_STATEMENTS))
     return list(dict.fromkeys(found))
+
+
+def _name_of(node: ast.expr) -> str:
+    """ "c" of c and of a.b.c; "" of anything else."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
 def _with_packages(name: str) -> list[str]:
@@ -127,11 +141,11 @@ def locate(name: str, path: list[str]) -> ModuleSpec | None:
 
 
 def is_installed(file: str) -> bool:
-    """Whether a file belongs to the standard library or to an installed package, not to the user's own code."""
+    """Whether a file belongs to the standard library, an installed package or superpod, not to the user's own code."""
     parts = Path(file).parts
     if "site-packages" in parts or "dist-packages" in parts:
         return True
-    return any(file.startswith(sysconfig.get_path(key) + os.sep) for key in ("stdlib", "platstdlib"))
+    return any(file.startswith(folder + os.sep) for folder in _LIBRARIES)
 
 
 def _is_installed(spec: ModuleSpec) -> bool:
@@ -150,20 +164,33 @@ def _read(file: str) -> bytes:
     return b""
 
 
-def load(names: Iterable[str]) -> dict[str, str]:
-    """Import `names` into this process; what fails is left to the cards, which show the error themselves.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What came of an attempt to load modules.
 
-    Returns module → why it must not be loaded before a fork, for those that must not.
+    Attributes:
+        refused: module → why it must not be loaded before a fork.
+        failed: module → the error that its import raised.
     """
+
+    refused: dict[str, str]
+    failed: dict[str, str]
+
+
+def load(names: Iterable[str]) -> Loaded:
+    """Import `names` into this process; what fails is left to the cards."""
     threads: list[str] = []
     refused: dict[str, str] = {}
-    gc.disable()  # nothing of what is imported becomes garbage; importing is a seventh faster
+    failed: dict[str, str] = {}
+    gc.disable()  # nothing of what is imported becomes garbage; torch loads in three quarters of the time
     with noticing_card_variables() as asked:
         for name in names:
             before = _threads()
             asked.clear()
-            with contextlib.suppress(BaseException):  # also SystemExit: a module must not end the zygote
+            try:
                 importlib.import_module(name)
+            except BaseException as error:  # noqa: BLE001  # also SystemExit: a module must not end the zygote
+                failed[name] = f"{type(error).__name__}: {error}"
             if asked:
                 refused[name] = f"it asks for {', '.join(sorted(asked))} while it is imported"
             if _threads() > before:
@@ -171,7 +198,7 @@ def load(names: Iterable[str]) -> dict[str, str]:
     gc.enable()
     if threads and _threads_after_fork() > 1:
         refused |= dict.fromkeys(threads, "it starts a thread, which a fork would lose")
-    return refused
+    return Loaded(refused, failed)
 
 
 def forget_shadowed(home: str, startup: frozenset[str]) -> None:

@@ -38,7 +38,7 @@ from superpod.launcher.processes import die_with_parent, end_in_words, signal_gr
 from superpod.launcher.worker import is_consequence, without_frames_of
 from superpod.launcher.zygote_process import store_endpoint
 
-_AFTER_FAILURE = 2.0  # seconds for the other cards to notice, before they are ended
+_AFTER_FAILURE = 1.0  # seconds for the other cards to notice, before they are ended
 _PIECE = 1 << 20  # bytes of one read
 
 
@@ -152,10 +152,12 @@ class _Job:
         self._switch = AbortSwitch(directory)
         self._store = StoreServer(store_endpoint(directory))  # before the fork, so that no card has to knock twice
         self._results = [_Result(rank) for rank in range(n)]
-        self._pids: dict[int, int] = {}  # rank → pid
-        self._received = [b""] * n
+        self._pids: dict[int, int] = {}  # by rank, of those that run
+        self._pidfds: dict[int, int] = {}
+        self._readers: dict[int, int] = {}
+        self._received = [bytearray() for _ in range(n)]
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._store, selectors.EVENT_READ)
+        self._selector.register(self._store, selectors.EVENT_READ, self._store.serve)
         self._parent = os.getpid()
 
     def __enter__(self) -> _Job:
@@ -171,20 +173,26 @@ class _Job:
             self._switch.close()  # or the parent's pull would not be seen
             self._card(rank, call, writer)
         os.close(writer)
-        self._pids[rank] = pid
-        self._selector.register(reader, selectors.EVENT_READ, rank)
+        os.set_blocking(reader, False)
+        self._pids[rank], self._readers[rank] = pid, reader
+        self._selector.register(reader, selectors.EVENT_READ, partial(self._read, rank))
+        # the end of the process, not of the pipe: what the card has started may hold the pipe open
+        self._pidfds[rank] = os.pidfd_open(pid)
+        self._selector.register(self._pidfds[rank], selectors.EVENT_READ, partial(self._finish, rank))
 
     def _card(self, rank: int, call: Callable[[Communicator], Any], writer: int) -> NoReturn:
         """The card's whole life. It uses no thread, lock or ZeroMQ context of the parent's, and ends by os._exit."""
-        os.setpgid(0, 0)
-        die_with_parent(self._parent, signal.SIGKILL)
-        place = Place(rank, len(self._results), rank, len(self._results))
-        result = _Result(rank)
-        result.fill(partial(self._live, place, call))
-        with contextlib.suppress(OSError), open(writer, "wb") as pipe:
-            pipe.write(_pickled(result))
-        _flush()
-        os._exit(0)
+        try:
+            os.setpgid(0, 0)
+            die_with_parent(self._parent, signal.SIGKILL)
+            place = Place(rank, len(self._results), rank, len(self._results))
+            result = _Result(rank)
+            result.fill(partial(self._live, place, call))
+            with open(writer, "wb") as pipe:
+                pipe.write(_pickled(result))
+            _flush()
+        finally:
+            os._exit(0)
 
     def _live(self, place: Place, call: Callable[[Communicator], Any]) -> Any:
         store = store_endpoint(self._directory)
@@ -197,45 +205,46 @@ class _Job:
 
     def collect(self, end: float) -> list[_Result]:
         """Until every card has ended, but not beyond `end` (time.monotonic()), nor long after a failure."""
+        failed = False
         while self._pids and (rest := end - time.monotonic()) > 0:
             for key, _ in self._selector.select(rest):
-                if key.data is None:
-                    self._store.serve()
-                elif self._read(key.fd, key.data):
-                    end = min(end, time.monotonic() + _AFTER_FAILURE)
+                key.data()
+            if not failed and any(result.error for result in self._results):
+                failed, end = True, min(end, time.monotonic() + _AFTER_FAILURE)
         return self._results
 
-    def _read(self, fd: int, rank: int) -> bool:
-        """Some of a card's result. Returns whether it has failed."""
-        data = os.read(fd, _PIECE)
-        self._received[rank] += data
-        if data:
-            return False
-        self._selector.unregister(fd)
-        os.close(fd)
+    def _read(self, rank: int) -> None:
+        """What has arrived of a card's result."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._readers[rank], _PIECE):
+                self._received[rank] += data
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(self._readers[rank])  # the end of the pipe: nothing more to wait for
+
+    def _finish(self, rank: int) -> None:
+        """A card's process has ended."""
+        self._read(rank)
+        self._selector.unregister(self._pidfds[rank])
         pid = self._pids.pop(rank)
-        signal_group(pid, signal.SIGKILL)  # what it may have started; it has said all it had to say
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        signal_group(pid, signal.SIGKILL)  # what it has started
+        cause = end_in_words(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         result = self._results[rank]
         try:
             result = self._results[rank] = pickle.loads(self._received[rank])
             cause = f"raised {type(result.error).__name__}: {result.error}"
         except Exception:  # noqa: BLE001  # whatever a torn pickle brings
-            cause = end_in_words(code)
             result.fail(PeerLost(f"rank {rank} (pid {pid}) {cause}"))
             result.consequence = False  # the caller hears of it in this way, but it is the cause
         if result.error is not None:
             self._switch.pull(Failure(rank, socket.gethostname(), pid, cause))
-        return result.error is not None
 
     def __exit__(self, *_: object) -> None:
         for pid in self._pids.values():
             signal_group(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        for key in list(self._selector.get_map().values()):
-            if key.data is not None:
-                os.close(key.fd)
         self._selector.close()
+        for fd in (*self._readers.values(), *self._pidfds.values()):
+            os.close(fd)
         self._switch.close()
         self._store.close()
 

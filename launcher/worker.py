@@ -4,13 +4,15 @@ The same names, argv, path and `__main__`, the same traceback (the launcher's fr
 Two things are added. An uncaught error is told to the launcher before anything is torn down. And the interpreter is
 not finalized in full: that would cost a second of processor time per card once torch is loaded (64 cards on 2 cores:
 40 s, measured, against 0.4 s). Instead `_leave` does what users can see of it: it waits for threads, runs atexit
-handlers, lets go of the user's own modules, so that their open files are written, and flushes.
+handlers, lets go of the user's own modules, so that their open files are written, and flushes. What it leaves out: the
+other modules' objects are not deleted, and handlers that C code registered for exit() do not run.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import io
 import itertools
 import os
 import runpy
@@ -20,7 +22,7 @@ import threading
 import traceback
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import CodeType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
 from superpod.interconnect.control import send_news
@@ -31,6 +33,7 @@ from superpod.launcher.preload import is_installed
 from superpod.launcher.processes import flush_c_streams
 
 _MAX_TEXT = 24 * 1024  # characters of a message or traceback in the news, of which a datagram holds 128 KiB
+_LONGEST_CHAIN = 100  # errors that came from one another; a user can tie them into a ring
 _INTERRUPTED = -signal.SIGINT
 
 
@@ -47,8 +50,8 @@ def run(kind: str, target: str, args: list[str], code: CodeType | None) -> NoRet
     """
     last_shared = next(reversed(sys.modules))  # what comes after it this card imports; a set of all would copy 4 MB
     launcher = LauncherLine()
-    if sys.stdout is not None:
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a line is seen when it is printed
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a line is seen when it is printed
     launcher.tell("up")
     _leave(_execute(kind, target, args, code, launcher), last_shared)
 
@@ -59,10 +62,12 @@ class LauncherLine:
     def __init__(self) -> None:
         settings = Settings.read()
         self._directory, self._rank = settings.directory, Place.read().rank
+        self._pid = os.getpid()
         self.debug = settings.debug != "off"
 
     def tell(self, event: str, **fields: Any) -> None:
-        send_news(self._directory, self._rank, event, **fields)
+        if os.getpid() == self._pid:  # what a fork of the card does is no news about the card
+            send_news(self._directory, self._rank, event, **fields)
 
 
 def _execute(kind: str, target: str, args: list[str], code: CodeType | None, launcher: LauncherLine) -> int:
@@ -152,11 +157,11 @@ def _message(error: BaseException) -> str:
 
 def is_consequence(error: BaseException | None) -> bool:
     """Whether the error, or one that it came from, is another card's failure."""
-    while error is not None:
-        if isinstance(error, JobFailure):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    for _ in range(_LONGEST_CHAIN):
+        if error is None or isinstance(error, JobFailure):
+            break
+        error = error.__cause__ if error.__cause__ is not None else error.__context__
+    return isinstance(error, JobFailure)
 
 
 def without_frames_of(file: str, trace: TracebackType | None) -> TracebackType | None:
@@ -194,8 +199,9 @@ def _let_go(last_shared: str) -> None:
 
 
 def _is_own(name: str) -> bool:
-    file = getattr(sys.modules[name], "__file__", None)
-    return isinstance(file, str) and not is_installed(file) and name.split(".")[0] != "superpod"
+    module = sys.modules[name]
+    file = getattr(module, "__file__", None)
+    return isinstance(module, ModuleType) and isinstance(file, str) and not is_installed(file)
 
 
 def _flush(status: int) -> int:

@@ -47,6 +47,7 @@ BOOT = (
     "from superpod.launcher.zygote import main; main(startup)"
 )
 _LAST_WAIT = 5.0  # seconds for killed processes to be gone
+_ATTEMPTS = 2  # to load what the target imports; if modules were unfit each time, each card imports for itself
 _STORE = -1  # in place of a rank: the process that hosts torch's store
 
 
@@ -85,6 +86,12 @@ class Zygote:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._on_abandoned)
         die_with_parent(order.agent, signal.SIGTERM)
+        self._poll = select.poll()
+        self._handlers: dict[int, Callable[[], None]] = {
+            self._channel.fileno(): self._obey,
+            self._wake_reader.fileno(): self._report_ends,
+            self._listener.fileno(): self._host_store,
+        }
 
     def prepare(self, startup: frozenset[str]) -> CodeType | None:
         """Import what the cards need and make it cheap to share; returns the compiled script."""
@@ -98,19 +105,23 @@ class Zygote:
                 finalizer.atexit = False  # what it cleans up is shared by all cards; and torch's cost 40 ms a card
         gc.collect()
         gc.freeze()  # the collector does not touch, and so not copy, what the cards share
-        self._channel.send({"event": "ready"})
+        self._tell({"event": "ready"})
         return code
 
     def _preload(self) -> None:
-        order = self._order
+        order, module = self._order, self._order.kind == "module"
         sys.argv = [order.target, *order.args]  # what a module that looks at them is to see
-        names = preload.plan(order.target, module=order.kind == "module") if order.auto_preload else []
-        names = [name for name in dict.fromkeys((*order.preload, *names)) if name not in order.skip]
-        refused = preload.load(names if order.attempt < 2 else [])  # twice unfit: each card imports for itself
+        sys.path.insert(0, preload.home_of(order.target, module=module))  # --preload may name the user's own modules
+        asked_for = preload.load(name for name in order.preload if name not in order.skip)
+        sys.path.pop(0)
+        for name, error in asked_for.failed.items():
+            self._tell({"event": "warning", "text": f"--preload {name} is left to each card: {error}"})
+        found = preload.plan(order.target, module=module) if order.auto_preload and order.attempt < _ATTEMPTS else []
+        refused = asked_for.refused | preload.load(name for name in found if name not in order.skip).refused
         for name, why in refused.items():
-            self._channel.send({"event": "warning", "text": f"each card imports {name} by itself, for {why}"})
+            self._tell({"event": "warning", "text": f"each card imports {name} by itself, for {why}"})
         if refused:
-            self._start_again(replace(order, skip=(*order.skip, *refused), attempt=order.attempt + 1))
+            self._start_again(replace(order, skip=[*order.skip, *refused], attempt=order.attempt + 1))
 
     def _start_again(self, order: Order) -> NoReturn:
         """A fresh interpreter in this very process: what was imported cannot be taken back."""
@@ -121,21 +132,13 @@ class Zygote:
 
     def serve(self) -> None:
         """Do what the agent asks until it ends the job, or until this process is a card."""
-        handlers: dict[int, Callable[[], None]] = {
-            self._channel.fileno(): self._obey,
-            self._wake_reader.fileno(): self._report_ends,
-            self._listener.fileno(): self._host_store,
-        }
-        poll = select.poll()
-        for fd in handlers:
-            poll.register(fd, select.POLLIN)
-        while not self._over:
-            for fd, _ in poll.poll():
-                handlers[fd]()
+        for fd in self._handlers:
+            self._poll.register(fd, select.POLLIN)
+        while True:
+            for fd, _ in self._poll.poll():
+                self._handlers[fd]()
                 if self.is_card or self._over:
                     return
-                if handlers[fd] == self._host_store:
-                    poll.unregister(fd)
 
     def _obey(self) -> None:
         received = self._channel.receive()
@@ -146,11 +149,12 @@ class Zygote:
             case "start":
                 self._start_card(message["rank"], message["environment"], fds)
             case "signal":
-                for pid in self._cards:
-                    signal_group(pid, message["signum"])
+                for pid, rank in self._cards.items():
+                    if rank != _STORE:  # cards may need it while they end
+                        signal_group(pid, message["signum"])
             case "end":
                 self._report_ends(kill_children(_LAST_WAIT))
-                self._channel.send({"event": "ended"})
+                self._tell({"event": "ended"})
                 self._over = True
 
     def _start_card(self, rank: int, environment: dict[str, str], fds: list[int]) -> None:
@@ -169,6 +173,7 @@ class Zygote:
 
     def _host_store(self) -> None:
         """The first card knocks at torch's store: have a process of its own host it, for a store has threads."""
+        self._poll.unregister(self._listener)
         if self._fork(_STORE, "superpod-store"):
             from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not declared so
 
@@ -185,7 +190,8 @@ class Zygote:
         try:
             pid = os.fork()
         except OSError as error:
-            self._channel.send({"event": "failed", "text": f"{name} cannot be started: {error.strerror}"})
+            text = f"process {name} cannot be started: {error.strerror}"
+            self._tell({"event": "failed", "rank": rank, "text": text})
             return False
         if pid == 0:
             fork.leave_parent(self._pid, name)
@@ -195,7 +201,7 @@ class Zygote:
                 self._listener.close()
             return True
         self._cards[pid] = rank
-        self._channel.send({"event": "started", "rank": rank, "pid": pid})
+        self._tell({"event": "started", "rank": rank, "pid": pid})
         return False
 
     def _report_ends(self, ended: dict[int, int] | None = None) -> None:
@@ -206,7 +212,13 @@ class Zygote:
             rank = self._cards.pop(pid, None)
             if rank is not None:
                 code = os.waitstatus_to_exitcode(status)
-                self._channel.send({"event": "exited", "rank": rank, "code": code, "time": time.time()})
+                self._tell({"event": "exited", "rank": rank, "code": code, "time": time.time()})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        try:
+            self._channel.send(message)
+        except OSError:
+            self._abandoned()
 
     def _on_abandoned(self, signum: int, frame: Any) -> None:
         if os.getpid() != self._pid:

@@ -18,6 +18,7 @@ from superpod.launcher.job import JobSpec
 from superpod.launcher.zygote import BOOT
 
 _BACKLOG = 4096  # cards that knock at torch's store before it is hosted
+_DEADLINE = 10.0  # seconds for one order; it reads all the time, so longer means that it is stopped or dead
 _LAST_WAIT = 5.0  # seconds for a zygote that was told to end
 
 
@@ -25,7 +26,7 @@ class ZygoteProcess:
     def __init__(self, spec: JobSpec, directory: Path, output: int) -> None:
         """Start it. `output`: the descriptor that is to be its stdout and stderr."""
         self._spec, self._directory = spec, directory
-        self._channel, theirs = Channel.pair()
+        self._channel, theirs = Channel.pair(_DEADLINE)
         with contextlib.closing(theirs), _store_listener() as listener:
             self._port = listener.getsockname()[1]
             order = Order(

@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from conftest import wait_for_line
+from launched_jobs import wait_for_line
 
 SLEEP = "import os, time\nrank = int(os.environ['RANK'])\n"
 
@@ -189,6 +189,64 @@ def test_children_of_cards_do_not_survive(launch):
 def test_children_of_cards_do_not_survive_a_good_end_either(launch):
     launch.script("breeds.py", "import os\nos.system('setsid -f sleep 1000; sleep 1000 &')\n")
     assert launch("-n", "2", "breeds.py").code == 0
+
+
+def test_a_failed_fork_of_a_card_is_the_cards_own_affair(launch):
+    launch.script(
+        "forks.py",
+        """
+        import os
+        pid = os.fork()
+        if pid == 0:
+            raise ValueError("in the child")
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        """,
+    )
+    ended = launch("forks.py")
+    assert (ended.code, ended.out) == (0, "[0] 1\n")
+    assert "ValueError: in the child" in ended.err
+    assert "superpod-run" not in ended.err
+
+
+def test_a_card_that_cannot_be_started(launch):
+    """A module that is loaded before the fork takes the part of a system without room for more processes."""
+    launch.script(
+        "full.py",
+        """
+        import os, time
+        fork, calls = os.fork, []
+        def refuse():
+            calls.append(1)
+            if len(calls) > 2:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return fork()
+        os.fork = refuse
+        """,
+    )
+    launch.script("sleeps.py", "import time\ntime.sleep(1000)\n")
+    ended = launch("-n", "4", "--preload", "full", "sleeps.py")
+    assert ended.code == 1
+    text = "superpod-run: the job failed: process superpod-2 cannot be started: Resource temporarily unavailable\n"
+    assert text in ended.err
+    assert "  ranks 0-1: still running, ended by SIGTERM\n  ranks 2-3: not started\n" in ended.err
+
+
+def test_kill_9_of_the_launcher_in_an_all_reduce(launch):
+    """The cards end by themselves, too, while the zygote ends them: nobody listens to what it has to tell."""
+    launch.script(
+        "reduces.py",
+        """
+        import numpy, superpod
+        comm = superpod.init()
+        while True:
+            comm.all_reduce(numpy.ones(1))
+            print("up", flush=True)
+        """,
+    )
+    job = launch.start("-n", "4", "reduces.py")
+    wait_for_line(job.stdout, "up")
+    job.kill()
+    assert launch.wait_until_nothing_is_left(3) == []
 
 
 def test_kill_9_of_the_zygote(launch):

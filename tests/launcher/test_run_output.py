@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from conftest import COMMAND, DEADLINE, wait_for_line
+from launched_jobs import COMMAND, DEADLINE, wait_for_line
 
 BOTH = """
     import os, sys
@@ -152,8 +152,9 @@ def test_a_slow_console_holds_the_cards_and_loses_nothing(launch):
     )
     job = launch.start("-n", "3", "prints.py")
     wait_for_line(job.stdout, "] 0 ")
-    cards = [pid for rank in range(3) for pid in launch.pids(f"superpod-{rank}")]
-    assert len(cards) == 3  # 6 MB do not fit into pipes and queues: they wait for us
+    while not all(launch.pids(f"superpod-{rank}") for rank in range(3)):
+        time.sleep(0.01)
+    assert not list(launch.folder.glob("done*"))  # 6 MB do not fit into pipes and queues: they wait for us
     rest_of_it = job.stdout.read()
     assert launch.finish(job).code == 0
     numbers = {rank: [] for rank in range(3)}
@@ -188,10 +189,10 @@ def test_a_failure_is_noticed_behind_a_stuck_console(launch):
     assert launch.finish(job).code == 137
 
 
-def on_a_terminal(launch, *args):
+def on_a_terminal(launch, *args, no_color=""):
     """What a terminal that is both stdout and stderr gets to see."""
     ours, theirs = pty.openpty()
-    job = launch.start(*args, stdout=theirs, stderr=theirs, env={"NO_COLOR": ""})
+    job = launch.start(*args, stdout=theirs, stderr=theirs, env={"NO_COLOR": no_color})
     os.close(theirs)
     seen = b""
     try:
@@ -212,6 +213,14 @@ def test_a_terminal_sees_colours_and_progress(launch):
     assert "\x1b[33m[1]\x1b[0m out\r\n" in seen
     assert "\x1b[1;31msuperpod-run: the first failure: rank 1" in seen
     assert "cards up" not in seen.rpartition("\x1b[K")[2]
+
+
+def test_a_terminal_without_colours(launch):
+    launch.script("prints.py", "print('out')\n")
+    code, seen = on_a_terminal(launch, "prints.py", no_color="1")
+    assert code == 0
+    assert "[0] out\r\n" in seen
+    assert "\x1b[36m" not in seen
 
 
 def test_no_colours_and_no_progress_elsewhere(launch):

@@ -1,0 +1,70 @@
+"""A user's numpy arrays as the collectives want them: checked, named in words, flat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from superpod.collectives.operations import Operation
+from superpod.interconnect.errors import InvalidValue
+
+Array = npt.NDArray[Any]
+
+
+class Flat:
+    """A 1-D contiguous view of an array; or, if there is none or a wider dtype is needed, a copy, written back."""
+
+    def __init__(self, array: Array, op: Operation | None = None, *, write_back: bool = True) -> None:
+        self._array = array
+        wide = array.dtype if op is None else op.wide
+        copied = not array.flags.c_contiguous or wide != array.dtype
+        self._write_back = copied and write_back
+        self.data: Array = copy_flat(array, wide) if copied else array.reshape(-1)
+
+    def __enter__(self) -> Array:
+        return self.data
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._write_back and kind is None:
+            self._array[...] = self.data.reshape(self._array.shape)
+
+
+def copy_flat(array: Array, dtype: np.dtype[Any]) -> Array:
+    """The array's elements in C order and in `dtype`, 1-D, in memory of their own."""
+    return np.array(array, dtype, order="C", copy=True).reshape(-1)
+
+
+def flat_view(array: Array) -> Array:
+    """The array's elements in C order, 1-D and contiguous, copied only if they must be."""
+    return np.ascontiguousarray(array).reshape(-1)
+
+
+def label(array: Array) -> str:
+    """Length and dtype in words: "12 × float32"."""
+    return f"{array.size} × {array.dtype}"
+
+
+def checked(array: Any) -> Array:
+    """`array`, if it is one whose bytes can travel. Raises InvalidValue."""
+    if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+        kind = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
+        raise InvalidValue(f"array is a {kind}, must be a numpy array of numbers or bool; use numpy.asarray")
+    return array
+
+
+def writable(array: Any) -> Array:
+    """`array`, if it can take a result. Raises InvalidValue."""
+    result = checked(array)
+    if not result.flags.writeable:
+        raise InvalidValue("the array for the result is read-only; pass a copy of it")
+    return result
+
+
+def shaped(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """`out`, if it can take a result of that shape and dtype. Raises InvalidValue."""
+    result = writable(out)
+    if result.shape != shape or result.dtype != dtype:
+        raise InvalidValue(f"out is {result.dtype} of shape {result.shape}, must be {dtype} of shape {shape}")
+    return result

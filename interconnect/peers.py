@@ -1,0 +1,82 @@
+"""What a card knows of the others: where they are, how it lost those that are gone, what it refused from strangers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Set
+from typing import NamedTuple
+
+from superpod.interconnect.errors import BadFrame, DeadlineExceeded
+from superpod.interconnect.link import Broken
+from superpod.interconnect.rendezvous import AddressBook
+
+log = logging.getLogger("superpod")
+
+_SLICE = 1.0  # seconds between two looks at failures
+_MOST_REFUSED = 100  # refused messages that are kept for whoever asks
+
+
+class _Book(NamedTuple):
+    ranks: frozenset[int]
+    book: AddressBook
+
+
+class Peers:
+    """The other cards of one card's job. One thread at a time, except `find`."""
+
+    def __init__(self, book: AddressBook) -> None:
+        self.lost: dict[int, str] = {}  # rank → how it was lost, in words that continue "rank 3 ..."
+        self._book = book
+        self._books: list[_Book] = []  # the latest last
+
+    def learn(self, ranks: Set[int], book: AddressBook) -> None:
+        """Look for the addresses of `ranks` in `book` from now on."""
+        self._books.append(_Book(frozenset(ranks), book))
+
+    def find(self, peer: int, seconds: float, check: Callable[[], None]) -> str:
+        """The peer's address, waiting at most `seconds` until it is published; calls `check` once a second.
+
+        Raises DeadlineExceeded when the peer has not joined by then, and what `check` raises.
+        """
+        book = next((b.book for b in reversed(self._books) if peer in b.ranks), self._book)
+        end = time.monotonic() + seconds
+        while True:
+            rest = end - time.monotonic()
+            try:
+                return book.find(peer, min(max(rest, 0.001), _SLICE))
+            except DeadlineExceeded as error:
+                if rest <= _SLICE:
+                    raise DeadlineExceeded(
+                        f"rank {peer} has not joined within {seconds:.1f} s: it was not started, or it is dead"
+                    ) from error
+            check()
+
+    def broke(self, event: Broken) -> None:
+        """The connection to a peer broke; if it said farewell before, it left."""
+        self.lost.setdefault(event.peer, event.how)
+
+    def left(self, peer: int) -> None:
+        self.lost[peer] = "left the job"
+
+    def all_lost(self, ranks: Set[int]) -> str | None:
+        """How `ranks` were lost, in words, if none of them is left."""
+        if not self.lost.keys() >= ranks:
+            return None
+        if not ranks:
+            return "nobody is there to send"
+        return f"rank {(first := min(ranks))} {self.lost[first]}"
+
+
+class Refusals(list[BadFrame]):
+    """The foreign and torn messages that a card refused, the first hundred of them. The very first is logged."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self._rank = rank
+
+    def add(self, error: BadFrame) -> None:
+        if not self:
+            log.warning("rank %d refused a message: %s", self._rank, error)
+        if len(self) < _MOST_REFUSED:
+            self.append(error)

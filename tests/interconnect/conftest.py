@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cards import LINKS, ZMQ, Card, dictionary, make_links
+
+Join = Callable[..., list[Card]]
+
+
+@pytest.fixture(params=LINKS)
+def kind(request) -> str:
+    """Every link."""
+    return request.param
+
+
+@pytest.fixture(params=ZMQ)
+def zmq_kind(request) -> str:
+    """Every way in which ZeroMQ connects."""
+    return request.param
+
+
+def _joiner(kind: str, tmp_path, stack: contextlib.ExitStack) -> Join:
+    def join(n: int = 2, **settings: Any) -> list[Card]:
+        book = dictionary()
+        cards = [Card(link, book, **settings) for link in make_links(kind, n, tmp_path)]
+        for card in cards:
+            stack.callback(card.close)
+        return cards
+
+    return join
+
+
+@pytest.fixture
+def join(kind, tmp_path) -> Iterator[Join]:
+    """`join(n, **settings)`: n cards in this process, over every link; they are closed after the test."""
+    with contextlib.ExitStack() as stack:
+        yield _joiner(kind, tmp_path, stack)
+
+
+@pytest.fixture
+def join_zmq(zmq_kind, tmp_path) -> Iterator[Join]:
+    """The same over ZeroMQ only."""
+    with contextlib.ExitStack() as stack:
+        yield _joiner(zmq_kind, tmp_path, stack)
+
+
+@pytest.fixture
+def join_memory(tmp_path) -> Iterator[Join]:
+    """The same over the memory link, for what does not depend on the link."""
+    with contextlib.ExitStack() as stack:
+        yield _joiner("memory", tmp_path, stack)

@@ -1,0 +1,165 @@
+"""The launcher's small parts, each by itself: lines, ending, console, channel, directory, processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from superpod.interconnect.errors import InvalidValue
+from superpod.launcher import directory, processes
+from superpod.launcher.channel import Channel, Order
+from superpod.launcher.ending import Ending
+from superpod.launcher.logs import LineSplitter
+from superpod.launcher.signals import SignalInbox
+
+
+@given(st.lists(st.text("ab\n", max_size=6).map(str.encode)))
+def test_lines_do_not_depend_on_the_pieces_in_which_they_come(pieces):
+    splitter = LineSplitter()
+    lines = [line for piece in pieces for line in splitter.feed(piece)]
+    whole = b"".join(pieces)
+    assert lines + splitter.finish() == (whole.removesuffix(b"\n").split(b"\n") if whole else [])
+    assert splitter.finish() == []
+
+
+def test_long_lines_and_carriage_returns():
+    splitter = LineSplitter(longest=4)
+    assert splitter.feed(b"abcdefghij") == [b"abcd", b"efgh"]
+    assert splitter.feed(b"k\nx\r\n1\r2\r3\n\r\n") == [b"ijk", b"x", b"3", b""]
+
+
+def test_ending_after_a_failure():
+    ending = Ending()
+    assert (ending.due(0.0), ending.next_time(), ending.begun) == (None, None, False)
+    ending.after_failure(100.0, grace=5.0)
+    assert ending.due(100.9) is None
+    assert ending.next_time() == 101.0
+    assert ending.due(101.0) == signal.SIGTERM
+    assert ending.due(105.9) is None
+    ending.by_signal(signal.SIGINT, 105.9, grace=1000.0)  # has begun already
+    assert ending.due(106.0) == signal.SIGKILL
+    assert (ending.due(999.0), ending.next_time()) == (None, None)
+
+
+def test_ending_by_signal_and_at_once():
+    ending = Ending()
+    ending.by_signal(signal.SIGINT, 100.0, grace=5.0)
+    assert ending.due(100.0) == signal.SIGINT
+    ending.at_once(100.5)
+    assert ending.due(100.5) == signal.SIGKILL
+    assert ending.next_time() is None
+
+
+def run_console(code, **streams):
+    """A process whose console writes; what it returns is said on fd 3 style: as its exit code."""
+    setup = "from superpod.launcher.console import Console\nimport os, sys\nconsole = Console(colour=True)\n"
+    return subprocess.Popen([sys.executable, "-c", setup + code], **streams)
+
+
+def test_console_never_blocks_and_keeps_the_order():
+    code = "for i in range(1000): console.write(1, b'%d\\n' % i * 1000)\n"
+    code += "assert console.crowded and not console.roomy and console.waits_for() == 1\n"
+    code += "os.write(2, b'did not block\\n')\nr, w = os.pipe()\nconsole.flush(r)\nassert console.roomy\n"
+    process = run_console(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr.readline() == b"did not block\n"
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, b"")
+    assert out == b"".join(b"%d\n" % i * 1000 for i in range(1000))
+
+
+def test_console_flush_ends_when_somebody_is_impatient():
+    code = "console.write(1, b'x' * 1000000)\nr, w = os.pipe()\nos.write(w, b'!')\nconsole.flush(r)\n"
+    process = run_console(code, stdout=subprocess.PIPE)
+    assert process.wait(30) == 0
+    process.stdout.close()
+
+
+def test_console_without_a_reader():
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "console.write(1, b'x')\nassert console.closed and console.waits_for() is None\nconsole.write(2, b'y')\n"
+    process = run_console(code, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert process.communicate(timeout=30)[1] == b""
+    assert process.returncode == 0
+
+
+def test_channel_carries_messages_and_descriptors():
+    one, other = Channel.pair()
+    with socket.socket() as sock:
+        one.send({"do": "x"}, [sock.fileno()])
+        message, (fd,) = other.receive()
+        assert message == {"do": "x"}
+        assert os.fstat(fd) == os.fstat(sock.fileno())
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+    one.close()
+    assert other.receive() is None
+    with pytest.raises(BrokenPipeError):
+        other.send({})
+    other.close()
+
+
+def test_order_survives_its_file():
+    order = Order("/d", "script", "x.py", ["é" * 200000], "fork", 3, 4, 5, ["json"], True, ["a"], 1)
+    fd = order.in_memory_file()
+    assert Order.read(fd) == order
+    os.close(fd)
+
+
+def test_directory_is_private_short_and_removed(tmp_path):
+    with directory.job_directory(None) as path:
+        assert path.stat().st_mode & 0o777 == 0o700
+        assert len(os.fsencode(path)) <= directory.LONGEST
+        (path / "file").write_text("x")
+    assert not path.exists()
+    with directory.job_directory(str(tmp_path / "gone")) as path:
+        assert path.parent != tmp_path  # what cannot be used is passed over
+
+
+def test_directory_refused(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(directory.tempfile, "mkdtemp", refuse)
+    with pytest.raises(InvalidValue, match=r"no directory for the job's sockets \(/tmp: No space left on device\);"):
+        directory.create_directory()
+
+
+def test_ends_in_words():
+    assert processes.end_in_words(3) == "exited with code 3"
+    assert processes.end_in_words(-9) == "was killed by SIGKILL"
+    assert processes.end_in_words(-41) == "was killed by signal 41"
+
+
+def test_age_counts_from_the_start_of_the_process():
+    code = "import time; time.sleep(0.3)\nfrom superpod.launcher.processes import age\nprint(age())"
+    began = time.monotonic()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 0.29 <= float(out) <= time.monotonic() - began + 0.02
+
+
+def test_die_with_a_parent_that_has_died_already():
+    code = "from superpod.launcher.processes import die_with_parent\ndie_with_parent(1, 9)\nprint('alive')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (-9, "")
+
+
+def test_signal_inbox_collects_and_restores():
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)]
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with SignalInbox().installed() as inbox:
+        assert inbox.read() == []
+        signal.raise_signal(signal.SIGHUP)  # nohup's
+        signal.raise_signal(signal.SIGTERM)
+        assert inbox.read() == [signal.SIGTERM]
+    signal.signal(signal.SIGHUP, ignored)
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)] == before
