@@ -19,7 +19,6 @@ import numpy as np
 
 from superpod.collectives import algorithms
 from superpod.collectives.execute import COLLECTIVE_TAG, Array, Bounds, Circumstances, Plan, bind, run
-from superpod.collectives.schedule import Schedule
 from superpod.collectives.select import Choice, Selector
 from superpod.collectives.statistics import Statistics
 from superpod.collectives.work import MessageWork, Work, Worker
@@ -58,11 +57,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything about a call that does not change from one time to the next."""
+    """Everything about a call that does not change from one time to the next.
+
+    Attributes:
+        text: the call in words, with the algorithm: ranks must agree on that too, or they would add up wrong chunks.
+    """
 
     choice: Choice
     plan: Plan
-    schedule: Schedule
+    text: str
 
 
 class Engine:
@@ -122,8 +125,13 @@ class Engine:
         except BaseException as error:
             if self._next != before or not isinstance(error, InvalidValue):
                 cause = error if isinstance(error, SuperpodError) else SuperpodError(f"{_words(error)} in {text}")
-                self.mesh.fail_group(self.group, cause)
+                self.mesh.fail_group(self.group, cause, tell=self._neighbours())
             raise
+
+    def _neighbours(self) -> list[int]:
+        """Those who hear of a failure at first hand, and tell theirs: 2^k ranks up or down, so that all soon know."""
+        steps = [1 << k for k in range(self.world_size.bit_length())]
+        return list({self.ranks[(self.rank + sign * s) % self.world_size] for s in steps for sign in (1, -1)})
 
     def run(
         self,
@@ -152,10 +160,10 @@ class Engine:
             spaces = (*spaces, np.empty(plan.scratch, spaces[0].dtype if spaces else np.uint8))
         if before is not None:
             before(plan, spaces)
-        sequence = self._begin(call.text)
+        sequence, text = self._begin(prepared.text), prepared.text
         self.last = prepared.choice
         seconds = self.timeout if timeout is None else timeout
-        run(plan, spaces, Circumstances(self.mesh, self.group, self.ranks, sequence, call.text, seconds), reduce=reduce)
+        run(plan, spaces, Circumstances(self.mesh, self.group, self.ranks, sequence, text, seconds), reduce=reduce)
         if after is not None:
             after(plan, spaces)
         self.statistics.count(call.collective, prepared.choice.algorithm, call.nbytes, time.perf_counter() - start)
@@ -169,7 +177,7 @@ class Engine:
             choice = self._choose(call)
             schedule = algorithms.build(call.collective, choice.algorithm, self.world_size, call.root)
             plan = bind(schedule, self.rank, banks(schedule.nchunks), given)
-            prepared = self._prepared[key] = Prepared(choice, plan, schedule)
+            prepared = self._prepared[key] = Prepared(choice, plan, f"{call.text} by {choice.algorithm}")
             if len(self._prepared) > _PREPARED:
                 self._prepared.popitem(last=False)
             if self.rank == 0:

@@ -56,7 +56,8 @@ class Step:
         for row, column in zip(ints, columns, strict=True):
             row[...] = column
         flags[...] = reduce
-        return Step(*ints.reshape(5, -1), flags.ravel())
+        src_, dst_, first_, count_, to_ = ints.reshape(5, -1)
+        return Step(src_, dst_, first_, count_, to_, flags.ravel())
 
     @staticmethod
     def around(

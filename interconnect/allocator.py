@@ -1,7 +1,7 @@
 """How the C library hands memory back to the system: less eagerly, because messages come and go by the mebibyte.
 
-glibc returns a freed block of that size at once, and the next message faults it in again, page by page: two fifths of the
-processor time of a 64 MiB ring all-reduce on 8 cards (benchmarks/LOG.md). Other C libraries are left as they are.
+glibc returns a freed block of that size at once, and the next message faults it in again, page by page: two fifths of
+the processor time of a 64 MiB ring all-reduce on 8 cards (benchmarks/LOG.md). Other C libraries are left as they are.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,11 +15,12 @@ from superpod.interconnect.errors import (
     SuperpodError,
 )
 from superpod.interconnect.streams import Receive
-from superpod.interconnect.wire import Header
+from superpod.interconnect.wire import Header, Kind, encode
 
 T = TypeVar("T")
 ProbeHandler = Callable[[int, Header], None]
 
+_BETTER_ERROR = 0.3  # seconds that a card waits for what its peer says of a mismatch
 _KEPT = 1024  # groups that were closed, or failed before they were opened, that a card remembers: the latest
 
 
@@ -30,6 +32,20 @@ class Group:
         self.name = name
         self.on_probe = on_probe
         self.failure: SuperpodError | None = None
+        self._suspicion: tuple[float, CollectiveMismatch] | None = None  # when it counts, and what for
+
+    def suspect(self, error: CollectiveMismatch) -> bool:
+        """Somebody may soon give a better error than this one. False if there was a suspicion already."""
+        if self._suspicion is not None:
+            return False
+        self._suspicion = time.monotonic() + _BETTER_ERROR, error
+        return True
+
+    def confirmed(self) -> CollectiveMismatch | None:
+        """The suspicion, if nobody has given a better error in time."""
+        if self._suspicion is None or time.monotonic() < self._suspicion[0]:
+            return None
+        return self._suspicion[1]
 
 
 class Groups:
@@ -102,9 +118,15 @@ def again(error: SuperpodError) -> SuperpodError:
     return type(error)(*error.args)
 
 
-def error_text(rank: int, error: SuperpodError) -> str:
-    """A failure as it travels; `error_from` reads it."""
-    return f"{type(error).__name__}\n{rank}\n{error}"
+def probe_frame(receive: Receive) -> bytes:
+    """The frame that tells a peer what it is awaited in."""
+    _, group, tag = receive.key
+    return encode(Header(Kind.PROBE, group, tag, receive.sequence, receive.step, text=receive.text))
+
+
+def fail_frame(group: Group, rank: int, error: SuperpodError) -> bytes:
+    """The frame that tells a peer that a group has failed; `error_from` reads its text."""
+    return encode(Header(Kind.FAIL, group.ident, 0, text=f"{type(error).__name__}\n{rank}\n{error}"))
 
 
 def error_from(text: str) -> SuperpodError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -25,7 +25,16 @@ from superpod.interconnect.errors import (
     ranks_text,
 )
 from superpod.interconnect.forked import call_in_child
-from superpod.interconnect.group import Group, Groups, ProbeHandler, again, error_from, error_text, wrong_message
+from superpod.interconnect.group import (
+    Group,
+    Groups,
+    ProbeHandler,
+    again,
+    error_from,
+    fail_frame,
+    probe_frame,
+    wrong_message,
+)
 from superpod.interconnect.link import Arrival, Broken, Link
 from superpod.interconnect.peers import Peers, Refusals
 from superpod.interconnect.rendezvous import AddressBook
@@ -70,7 +79,7 @@ class Mesh:
         self._abort = abort
         self._groups = Groups(link.rank)
         self._failure: SuperpodError | None = None
-        self._closed = False
+        self.closed = False
         self._over = f"rank {link.rank} has closed its mesh; make a new communicator or process group"
         self._turns = Turns(link)
         self._lock = self._turns.lock
@@ -78,16 +87,12 @@ class Mesh:
         if abort is not None:
             link.watch(abort.fileno())
 
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
     # Groups
 
     def open_group(self, ident: int, name: str, on_probe: ProbeHandler) -> Group:
         """Register a group. `on_probe(peer, header)` hears, under the mesh's lock, that `peer` waits for this card."""
         with self._lock:
-            self._refuse_if_closed()
+            self._refuse_if_over(None)
             return self._groups.open(ident, name, on_probe)
 
     def close_group(self, group: Group) -> None:
@@ -97,12 +102,16 @@ class Mesh:
                 self.streams.forget(group.ident)
                 self._turns.rouse()
 
-    def fail_group(self, group: Group, error: SuperpodError) -> None:
-        """Every wait in the group, on every card that can be reached, ends with `error`. The first failure counts."""
+    def fail_group(self, group: Group, error: SuperpodError, tell: Collection[int] = ()) -> None:
+        """Every wait in the group, on every card that can be reached, ends with `error`. The first failure counts.
+
+        `tell`: who is to hear of it even if this card has never met them.
+        """
         with self._lock:
-            if not self._closed:
+            if not self.closed:
                 self._progress()  # first, to know everybody who has connected
                 self.fail_group_locked(group, error)
+                self._tell_failure(group, group.failure or error, self._knock(tell))
 
     def learn(self, ranks: Sequence[int], book: AddressBook) -> None:
         """Look for the addresses of `ranks` in `book` from now on."""
@@ -187,6 +196,8 @@ class Mesh:
 
     def too_late(self, pendings: Sequence[Pending], seconds: float, what: str) -> DeadlineExceeded:
         """The error for a wait in `what` that has taken `seconds`: it names the ranks that are late."""
+        with self._lock:
+            self._probe(pendings)  # which connects peers that were never met: they are to hear of the failure, too
         late = ranks_text(rank for p in pendings if not p.done for rank in p.awaited)
         return DeadlineExceeded(f"rank {self.rank}: Timed out after {seconds:.1f} s waiting for {late} in {what}")
 
@@ -221,7 +232,7 @@ class Mesh:
     def close(self) -> None:
         """Leave in order: tell the peers, deliver what is under way, release the link. Idempotent."""
         with self._lock:
-            if self._closed:
+            if self.closed:
                 return
             self._close_locked()
             bye = encode(Header(Kind.BYE, 0, 0))
@@ -237,7 +248,7 @@ class Mesh:
             self._abort.close()
 
     def _close_locked(self) -> None:
-        self._closed = True
+        self.closed = True
         self._groups.close_all(self._over)
 
     def _disown(self) -> None:
@@ -263,7 +274,7 @@ class Mesh:
 
         address = self._peers.find(peer, seconds, check)
         with self._lock:
-            self._refuse_if_closed()
+            self._refuse_if_over(None)
             if not self.link.reaches(peer):
                 self.link.connect(peer, address)
                 if self._turns.leading:
@@ -273,7 +284,7 @@ class Mesh:
 
     def _progress(self) -> None:
         """Handle everything that has arrived, without waiting."""
-        if self._closed:
+        if self.closed:
             return
         take = self.link.take
         moved = False
@@ -321,7 +332,15 @@ class Mesh:
     def _on_mismatch(self, receive: Receive, header: Header) -> None:
         group = self._groups.get(receive.key[1])
         assert group is not None  # or nobody could have posted the receive
-        self.fail_group_locked(group, wrong_message(group, self.rank, receive, header))
+        error = wrong_message(group, self.rank, receive, header)
+        # of different calls of a group, those of one number say better what went wrong
+        if header.sequence > receive.sequence and self.link.reaches(receive.peer):
+            if group.suspect(error):
+                self.link.post(receive.peer, probe_frame(receive), b"")  # the peer knows what it called then
+            return
+        if header.sequence < receive.sequence:
+            group.on_probe(receive.peer, header)  # this card knows what it called then
+        self.fail_group_locked(group, error)
 
     # Waiting
 
@@ -335,16 +354,19 @@ class Mesh:
         """Tell the peers that are late what they are awaited in, so that a mismatch shows on both sides."""
         waits = [p for p in pendings if isinstance(p, Receive) and not p.done and p.peer != ANYONE]
         late = {p.key: p for p in reversed(waits)}.values()  # the first of each stream
-        strangers = {p.peer for p in late if not self.link.reaches(p.peer)}
-        if strangers:
-            with self._turns.released():
-                for peer in strangers:
-                    with contextlib.suppress(DeadlineExceeded):  # not there yet: the next probe tries again
-                        self._connect(peer, None, _KNOCK / len(strangers))
+        self._knock({p.peer for p in late})  # in vain if they are not there yet: the next probe tries again
         for p in late:
             if self.link.reaches(p.peer) and p.peer not in self._peers.lost:
-                _, group, tag = p.key
-                self.link.post(p.peer, encode(Header(Kind.PROBE, group, tag, p.sequence, p.step, text=p.text)), b"")
+                self.link.post(p.peer, probe_frame(p), b"")
+
+    def _knock(self, peers: Collection[int]) -> list[int]:
+        """Connect to those of `peers` that this card has never met, without much ado; returns those that it now has."""
+        strangers = [p for p in peers if p != self.rank and p not in self._peers.lost and not self.link.reaches(p)]
+        with self._turns.released():
+            for peer in strangers:
+                with contextlib.suppress(SuperpodError):
+                    self._connect(peer, None, _KNOCK / len(strangers))
+        return [p for p in strangers if self.link.reaches(p)]
 
     # Failure
 
@@ -357,22 +379,18 @@ class Mesh:
         self._turns.rouse()
 
     def _tell_failure(self, group: Group, error: SuperpodError, peers: Sequence[int]) -> None:
-        frame = encode(Header(Kind.FAIL, group.ident, 0, text=error_text(self.rank, error)))
         for peer in peers:
             if peer not in self._peers.lost:
-                self.link.post(peer, frame, b"")
+                self.link.post(peer, fail_frame(group, self.rank, error), b"")
 
     def _look_at_abort_flag(self) -> None:
         if self._abort is not None and self._failure is None and (failure := self._abort.failure()) is not None:
             self._failure = PeerLost(str(failure))
             self._turns.rouse()
 
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise LinkClosed(self._over)
-
     def _refuse_if_over(self, group: Group | None) -> None:
-        self._refuse_if_closed()
+        if self.closed:
+            raise LinkClosed(self._over)
         if self._failure is not None:
             raise again(self._failure)
         if group is not None and group.failure is not None:
@@ -380,6 +398,8 @@ class Mesh:
 
     def _refuse(self, pendings: Sequence[Pending], group: Group) -> None:
         """Raise when `pendings` can never be done."""
+        if (error := group.confirmed()) is not None:
+            self.fail_group_locked(group, error)
         self._refuse_if_over(group)
         for p in pendings:
             if isinstance(p, Receive) and p.error is not None:

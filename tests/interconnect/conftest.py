@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
 from cards import LINKS, ZMQ, Card, dictionary, make_links
 
 Join = Callable[..., list[Card]]

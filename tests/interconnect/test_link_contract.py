@@ -8,8 +8,8 @@ import tracemalloc
 import msgpack
 import numpy as np
 import pytest
-
 from cards import GROUP, SOON, Card, dictionary, make_links, start, together, within
+
 from superpod.interconnect.errors import PeerLost
 from superpod.interconnect.link import Arrival, Broken
 from superpod.interconnect.streams import FRAME_COST
