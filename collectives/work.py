@@ -133,7 +133,7 @@ class MessageWork(Work):
 
     def _fail(self, error: SuperpodError) -> None:
         self._mesh.cancel(self._pendings)
-        self._mesh.fail_group(self._group, error)
+        self._mesh.fail_group(self._group, error, tell={rank for p in self._pendings for rank in p.awaited})
         raise error
 
 

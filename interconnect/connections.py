@@ -28,7 +28,8 @@ class Connections:
         self.look_at = inf  # when `lost` may have news though nothing happens
         self._opened: dict[str, int] = {}  # endpoint of a connection that this card opened → peer
         self._given_up: set[str] = set()
-        self.refusals: dict[str, float] = {}  # endpoint → since when nobody listens there
+        self.refusals: Counter[str] = Counter()  # endpoint → how often nobody listened there
+        self._refused: dict[str, float] = {}  # endpoint → since when
         self._accepted: dict[int, int | None] = {}  # descriptor of one that another opened → peer, None: not said yet
         self._alive: Counter[int] = Counter()  # peer → connections that are whole
         self._broke: dict[int, float] = {}  # peer that may be lost → when its last break was heard of
@@ -79,9 +80,10 @@ class Connections:
         """Nobody listens at an endpoint for the moment. True if this card must stop connecting to it."""
         if endpoint in self._given_up:
             return False
-        since = self.refusals.setdefault(endpoint, now)
+        self.refusals[endpoint] += 1
+        since = self._refused.setdefault(endpoint, now)
         waited_long = now - since >= REFUSED or self._opened.get(endpoint) in self._broke
-        return waited_long and self.broke(endpoint, _STRANGER, now)
+        return waited_long and self.broke(endpoint, _STRANGER, since)
 
     def lost(self, now: float) -> Broken | None:
         """The next peer that is lost, once each. Call this when all that has arrived was taken."""
@@ -91,7 +93,7 @@ class Connections:
             if at <= now:
                 del self._broke[peer]
                 self._lost.add(peer)
-                never_met = any(owner == peer and endpoint in self.refusals for endpoint, owner in self._opened.items())
+                never_met = any(owner == peer and endpoint in self._refused for endpoint, owner in self._opened.items())
                 return Broken(peer, "is gone: nobody listens at its address") if never_met else Broken(peer)
             self.look_at = min(self.look_at, at)
         return None

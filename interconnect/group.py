@@ -34,15 +34,22 @@ class Group:
         self.failure: SuperpodError | None = None
         self._suspicion: tuple[float, CollectiveMismatch] | None = None  # when it counts, and what for
 
-    def suspect(self, error: CollectiveMismatch) -> bool:
-        """Somebody may soon give a better error than this one. False if there was a suspicion already."""
-        if self._suspicion is not None:
-            return False
-        self._suspicion = time.monotonic() + _BETTER_ERROR, error
-        return True
+    def judge(self, rank: int, receive: Receive, header: Header) -> CollectiveMismatch | None:
+        """The error for a message that is not the one that `rank` awaits; None if its sender should be asked first.
+
+        The two calls that such a message names need not be those on which the ranks disagree. When one of them is
+        ahead of the other, it knows what it called before: then it names two calls of one number.
+        """
+        error = wrong_message(self, rank, receive, header)
+        if header.sequence > receive.sequence:
+            self._suspicion = self._suspicion or (time.monotonic() + _BETTER_ERROR, error)
+            return None
+        if header.sequence < receive.sequence:
+            self.on_probe(receive.peer, header)  # fails the group if the calls of that number differ
+        return error
 
     def confirmed(self) -> CollectiveMismatch | None:
-        """The suspicion, if nobody has given a better error in time."""
+        """What `judge` held back, if nobody has given a better error in time."""
         if self._suspicion is None or time.monotonic() < self._suspicion[0]:
             return None
         return self._suspicion[1]

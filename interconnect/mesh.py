@@ -25,16 +25,7 @@ from superpod.interconnect.errors import (
     ranks_text,
 )
 from superpod.interconnect.forked import call_in_child
-from superpod.interconnect.group import (
-    Group,
-    Groups,
-    ProbeHandler,
-    again,
-    error_from,
-    fail_frame,
-    probe_frame,
-    wrong_message,
-)
+from superpod.interconnect.group import Group, Groups, ProbeHandler, again, error_from, fail_frame, probe_frame
 from superpod.interconnect.link import Arrival, Broken, Link
 from superpod.interconnect.peers import Peers, Refusals
 from superpod.interconnect.rendezvous import AddressBook
@@ -196,8 +187,6 @@ class Mesh:
 
     def too_late(self, pendings: Sequence[Pending], seconds: float, what: str) -> DeadlineExceeded:
         """The error for a wait in `what` that has taken `seconds`: it names the ranks that are late."""
-        with self._lock:
-            self._probe(pendings)  # which connects peers that were never met: they are to hear of the failure, too
         late = ranks_text(rank for p in pendings if not p.done for rank in p.awaited)
         return DeadlineExceeded(f"rank {self.rank}: Timed out after {seconds:.1f} s waiting for {late} in {what}")
 
@@ -332,15 +321,10 @@ class Mesh:
     def _on_mismatch(self, receive: Receive, header: Header) -> None:
         group = self._groups.get(receive.key[1])
         assert group is not None  # or nobody could have posted the receive
-        error = wrong_message(group, self.rank, receive, header)
-        # of different calls of a group, those of one number say better what went wrong
-        if header.sequence > receive.sequence and self.link.reaches(receive.peer):
-            if group.suspect(error):
-                self.link.post(receive.peer, probe_frame(receive), b"")  # the peer knows what it called then
-            return
-        if header.sequence < receive.sequence:
-            group.on_probe(receive.peer, header)  # this card knows what it called then
-        self.fail_group_locked(group, error)
+        if (error := group.judge(self.rank, receive, header)) is not None:
+            self.fail_group_locked(group, error)
+        elif self.link.reaches(receive.peer):  # it knows more, and will answer by failing the group
+            self.link.post(receive.peer, probe_frame(receive), b"")
 
     # Waiting
 

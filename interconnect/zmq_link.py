@@ -59,7 +59,11 @@ class ZmqLink:
         self._socket = self.context.socket(zmq.ROUTER)
         self._configure()
         self._file: Path | None = None
-        self._endpoint = self._bind(directory, transport)
+        try:
+            self._endpoint = self._bind(directory, transport)
+        except InvalidValue:
+            self.context.destroy(linger=0)
+            raise
         self._address = f"{self._endpoint}#{self._token.hex()}#{_host_id()}"
         self._monitor = self._make_monitor()
         self._routes: dict[int, bytes] = {}  # peer → the route that frames to it take
@@ -100,7 +104,10 @@ class ZmqLink:
                     f"socket path {name} is longer than the {zmq.IPC_PATH_MAX_LEN} bytes that the system allows; "
                     "set TMPDIR or XDG_RUNTIME_DIR to a shorter directory"
                 )
-        self._socket.bind(wanted)
+        try:
+            self._socket.bind(wanted)
+        except zmq.ZMQError as error:
+            raise InvalidValue(f"rank {self.rank} cannot listen at {wanted}: {error.strerror}") from error
         return self._socket.get_string(zmq.LAST_ENDPOINT)
 
     def _make_monitor(self) -> zmq.Socket[bytes]:
@@ -172,7 +179,7 @@ class ZmqLink:
         if peer is None:
             peer = self._admit(route, parts[0])
         if peer is None:
-            self._connections.foreign(int(parts[0].get(zmq.SRCFD)))
+            self._connections.foreign(_descriptor(parts[0]))
             return Refused(
                 BadFrame(f"message from an unknown sender {route[:32]!r}: it does not know this card's token")
             )
@@ -189,14 +196,14 @@ class ZmqLink:
     def _admit(self, route: bytes, frame: zmq.Frame) -> int | None:
         """The peer behind a route that is seen for the first time, if it knows the token."""
         prefix = b"i" + self._token
-        digits = route[len(prefix) :]
-        if not route.startswith(prefix) or not digits.isdigit():
+        digits, descriptor = route[len(prefix) :], _descriptor(frame)
+        if not route.startswith(prefix) or not digits.isdigit() or descriptor < 0:
             return None
         peer = int(digits)
         self._senders[route] = peer
         self._routes.setdefault(peer, route)
         self._hear()
-        self._connections.identified(int(frame.get(zmq.SRCFD)), peer, time.monotonic())
+        self._connections.identified(descriptor, peer, time.monotonic())
         return peer
 
     def _hear(self) -> None:
@@ -253,16 +260,25 @@ class ZmqLink:
         """Let ZeroMQ's thread write what was posted, and drop what is for cards that are gone: it would linger for it.
 
         That thread takes orders one by one: when it has found that nobody listens at an address made up now, it has
-        tried to write everything that was posted before; once more, and it has noticed whose connection is gone.
+        tried to write everything that was posted before. When it has tried that address twice more, by its clock, it
+        has been through all its connections in between and noticed which are gone.
         """
-        for _ in range(2):
-            nowhere = f"ipc://@superpod-{secrets.token_hex(8)}"
-            self._socket.connect(nowhere)
-            end = time.monotonic() + _SETTLE
-            while nowhere not in self._connections.refusals and (rest := end - time.monotonic()) > 0:
-                zmq.zmq_poll(self._reports, int(rest * 1000) + 1)
-                self._hear()
-            self._socket.disconnect(nowhere)
+        nowhere = f"ipc://@superpod-{secrets.token_hex(8)}"
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 1)
+        self._socket.connect(nowhere)
+        end = time.monotonic() + _SETTLE
+        while self._connections.refusals[nowhere] < 3 and (rest := end - time.monotonic()) > 0:
+            zmq.zmq_poll(self._reports, int(rest * 1000) + 1)
+            self._hear()
+        self._socket.disconnect(nowhere)
+
+
+def _descriptor(frame: zmq.Frame) -> int:
+    """Of the connection that a message came on; -1 if it speaks a ZeroMQ too old to say, or something like it."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return -1
 
 
 def _host_id() -> str:

@@ -505,7 +505,7 @@ def test_an_interrupt_in_the_middle_of_a_message_ends_the_mesh(join_memory):
     a.send(1, b"x")
     with pytest.raises(KeyboardInterrupt):
         b.wait(b.expect(0, 1, reduce=Interrupting()))
-    with pytest.raises(SuperpodError, match="^KeyboardInterrupt stopped rank 1 in the middle of a message"):
+    with pytest.raises(SuperpodError, match=r"^KeyboardInterrupt stopped rank 1 in the middle of a message"):
         b.recv(0, 1)
     with pytest.raises(SuperpodError, match="in the middle of a message"):
         b.send(0, b"x", group=b.open(GROUP + 1))

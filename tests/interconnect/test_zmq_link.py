@@ -160,11 +160,12 @@ def test_the_right_token_with_a_wrong_message(card, zmq_kind, tmp_path, parts, w
         traffic_goes_on(card, zmq_kind, tmp_path)
 
 
-@pytest.mark.parametrize("garbage", ["http", "ones", "zeros", "greeting", *range(4)])
+@pytest.mark.parametrize("garbage", ["http", "ones", "zeros", "greeting", "version 1", *range(4)])
 def test_garbage_on_the_line(card, zmq_kind, tmp_path, garbage):
     greeting = b"\xff" + bytes(8) + b"\x7f\3\0NULL"
     known = {"http": b"GET / HTTP/1.1\r\n\r\n" * 9, "ones": b"\xff" * 200, "zeros": bytes(200)}
     known["greeting"] = greeting + bytes(64 - len(greeting)) + b"\4\xff" * 50
+    known["version 1"] = b"\6\0stale" + b"\4\0abc" * 100  # frames of ZeroMQ 2, which say nothing of their connection
     data = known.get(garbage) or random.Random(garbage).randbytes(500)
     with raw_socket(card.mesh.link.address) as line, contextlib.suppress(ConnectionError):
         line.sendall(data)
@@ -255,21 +256,17 @@ def test_what_is_posted_before_the_peer_listens_is_kept(zmq_kind, tmp_path):
     link = ZMQ[zmq_kind](0, tmp_path)
     host = link.address.rpartition("#")[2]
     endpoint = {"zmq-ipc": f"ipc://{tmp_path}/late", "zmq-abstract": f"ipc://@late-{os.getpid()}"}.get(zmq_kind)
-    context = zmq.Context()
-    late = context.socket(zmq.ROUTER)
-    late.setsockopt(zmq.LINGER, 0)
     if endpoint is None:  # a port that was free a moment ago
-        late.bind("tcp://127.0.0.1:0")
-        endpoint = late.get_string(zmq.LAST_ENDPOINT)
-        late.unbind(endpoint)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     link.connect(1, f"{endpoint}#{'00' * 8}#{host}")
     for i in range(100):
         link.post(1, b"h", bytes([i]))
     eventually(lambda: link.take() or link._connections.refusals)
-    late.bind(endpoint)
-    assert late.poll(SOON * 1000)
-    assert [late.recv_multipart()[1] for _ in range(100)] == [b"\1\0h" + bytes([i]) for i in range(100)]
-    context.destroy()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as late:
+        late.bind(endpoint)
+        assert late.poll(SOON * 1000)
+        assert [late.recv_multipart()[1] for _ in range(100)] == [b"\1\0h" + bytes([i]) for i in range(100)]
     link.close(0)
 
 
@@ -340,6 +337,14 @@ def test_a_directory_with_too_long_a_name(tmp_path):
     deep.mkdir()
     with pytest.raises(InvalidValue, match=r"is longer than the \d+ bytes that the system allows; set TMPDIR or XDG"):
         ZmqLink(0, directory=deep)
+
+
+def test_a_directory_that_does_not_exist(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(InvalidValue, match=r"cannot listen at ipc://.*/nowhere/r0-.*: No such file or directory"):
+            ZmqLink(0, directory=tmp_path / "nowhere")
+    eventually(lambda: len(os.listdir("/proc/self/fd")) == before)
 
 
 def test_a_card_of_another_host(tmp_path):
