@@ -389,9 +389,9 @@ class Mesh:
             if isinstance(p, Receive) and p.error is not None:
                 raise again(p.error)
             if self._peers.lost and not p.done and (how := self._peers.all_lost(p.awaited)) is not None:
-                error = PeerLost(f"{how}, but rank {self.rank} needs it in {p.call()}")
-                self.fail_group_locked(group, error)
-                raise again(error)
+                loss = PeerLost(f"{how}, but rank {self.rank} needs it in {p.call()}")
+                self.fail_group_locked(group, loss)
+                raise again(loss)
 
 
 _SELF = "rank {} cannot exchange messages with itself; copy the array instead"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgpack
@@ -48,9 +49,9 @@ class TorchStore:
         end, pause = time.monotonic() + timeout, 0.001
         try:
             while not self._store.check([key]):  # its own wait() logs a warning every time that it runs out
-                if time.monotonic() + pause > end:
+                if (rest := end - time.monotonic()) <= 0:
                     raise _missing(key, timeout)
-                time.sleep(pause)
+                time.sleep(min(pause, rest))
                 pause = min(2 * pause, 0.05)
             return bytes(self._store.get(key))
         except DeadlineExceeded:
@@ -130,6 +131,7 @@ class StoreServer:
         self._socket.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_VALUE + 1024)
         self._socket.setsockopt(zmq.BACKLOG, 4096)
         self._socket.bind(endpoint)
+        self._file = endpoint.removeprefix("ipc://") if endpoint.startswith("ipc:///") else None
         self._values: dict[str, bytes] = {}
         self._waiting: dict[str, dict[bytes, int]] = defaultdict(dict)  # key → client → its latest request
 
@@ -160,6 +162,8 @@ class StoreServer:
     def close(self) -> None:
         self._socket.close()
         self._context.term()
+        if self._file is not None:
+            Path(self._file).unlink(missing_ok=True)
 
 
 class AddressBook:
