@@ -9,6 +9,7 @@ The process that forks is one of its own, because pytest's has threads.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import pickle
@@ -36,12 +37,22 @@ class TorchCards:
         self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __call__(
-        self, n: int, fn: Callable[..., Any], *args: Any, backend: str | None = "superpod", timeout: float = 60
+        self,
+        n: int,
+        fn: Callable[..., Any],
+        *args: Any,
+        backend: str | None = "superpod",
+        preload: str = "torch",
+        timeout: float = 60,
     ) -> list[Any]:
-        """Call `fn(rank, n, *args)` on n ranks; with `backend` None it gets a folder first, and initialises itself."""
+        """Call `fn(rank, n, *args)` on n ranks.
+
+        backend: of the default group; None makes it `fn(rank, n, folder, *args)`, which initialises the group itself.
+        preload: a module that takes long to import, which all ranks need.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        _write(self._process.stdin, (fn.__code__.co_filename, fn.__name__, n, args, backend, timeout))
+        _write(self._process.stdin, (fn.__code__.co_filename, fn.__name__, n, args, backend, preload, timeout))
         results = _read(self._process.stdout)
         failures = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(results) if text]
         assert not failures, "\n".join(failures)
@@ -79,7 +90,10 @@ def main() -> None:
         _write(answers, _serve(*request))
 
 
-def _serve(file: str, name: str, n: int, args: tuple[Any, ...], backend: str | None, timeout: float) -> list[Any]:
+def _serve(
+    file: str, name: str, n: int, args: tuple[Any, ...], backend: str | None, preload: str, timeout: float
+) -> list[Any]:
+    importlib.import_module(preload)
     if file not in _modules:
         spec = importlib.util.spec_from_file_location(Path(file).stem, file)
         assert spec is not None
