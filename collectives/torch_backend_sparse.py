@@ -1,4 +1,4 @@
-"""all_reduce of sparse tensors: everybody gathers everybody's indices and values, and adds them up in rank order."""
+"""all_reduce of sparse tensors: gather everybody's entries, add up what lies in one place in the ranks' order."""
 
 from __future__ import annotations
 

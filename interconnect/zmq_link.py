@@ -270,7 +270,9 @@ class ZmqLink:
         while self._connections.refusals[nowhere] < 3 and (rest := end - time.monotonic()) > 0:
             zmq.zmq_poll(self._reports, int(rest * 1000) + 1)
             self._hear()
-        self._socket.disconnect(nowhere)
+        for endpoint in self._connections.refusals:  # nobody listens there, now or for good: too late for both
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.disconnect(endpoint)
 
 
 def _descriptor(frame: zmq.Frame) -> int:

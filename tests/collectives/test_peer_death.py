@@ -127,12 +127,12 @@ def test_a_killed_card_is_named_by_those_who_wait_for_others_too(victim: int, tm
 
     def card(comm: Communicator) -> tuple[str, str, float]:
         def forever() -> None:
+            comm.barrier()  # in which the others may still be when the victim has left it
+            if comm.rank == victim:
+                threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
             while True:
                 comm.all_reduce(np.ones(1000), algorithm="ring")
 
-        comm.barrier()
-        if comm.rank == victim:
-            threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
         return outcome(forever)
 
     with processes(tmp_path, card) as (pids, readers):

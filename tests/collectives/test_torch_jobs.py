@@ -62,4 +62,4 @@ def test_under_torchrun():
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
         str(PROGRAMS / "surface.py"),
     )
-    assert [line for line in lines if DONE in line] == [DONE, DONE]
+    assert "".join(lines).count(DONE) == 2  # a line of one rank may stand in the middle of another's

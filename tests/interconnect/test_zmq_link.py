@@ -167,7 +167,7 @@ def test_garbage_on_the_line(card, zmq_kind, tmp_path, garbage):
     known["greeting"] = greeting + bytes(64 - len(greeting)) + b"\4\xff" * 50
     known["version 1"] = b"\6\0stale" + b"\4\0abc" * 100  # frames of ZeroMQ 2, which say nothing of their connection
     data = known.get(garbage) or random.Random(garbage).randbytes(500)
-    with raw_socket(card.mesh.link.address) as line, contextlib.suppress(ConnectionError):
+    with raw_socket(card.mesh.link.address) as line, contextlib.suppress(OSError):  # hung up on in the middle
         line.sendall(data)
         line.shutdown(socket.SHUT_WR)
         while line.recv(4096):
