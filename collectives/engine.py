@@ -88,6 +88,7 @@ class Engine:
         self._next = 0  # the number of the next collective
         self._texts: dict[int, str] = {}  # number → what this card called, for the last _HISTORY ones
         self._asked: dict[int, tuple[int, str]] = {}  # number to come → (peer that waits in it, its call)
+        self._told = False  # the neighbours know that the group has failed
         self._order = RLock()
         self.worker = Worker(f"superpod {name}")
         self.group = mesh.open_group(_ident(name, self.ranks), name, self._on_probe)
@@ -129,7 +130,13 @@ class Engine:
             raise
 
     def _neighbours(self) -> list[int]:
-        """Those who hear of a failure at first hand, and tell theirs: 2^k ranks up or down, so that all soon know."""
+        """Those who hear of a failure at first hand, and tell theirs: 2^k ranks up or down, so that all soon know.
+
+        Once: later calls only meet the same failure again.
+        """
+        if self._told:
+            return []
+        self._told = True
         steps = [1 << k for k in range(self.world_size.bit_length())]
         return list({self.ranks[(self.rank + sign * s) % self.world_size] for s in steps for sign in (1, -1)})
 
@@ -256,6 +263,7 @@ class Engine:
 
     def close(self) -> None:
         """End the worker and forget the group."""
+        self._told = True  # whoever calls it after this makes a mistake that is nobody else's business
         self.worker.stop(timeout=1.0)
         self.mesh.close_group(self.group)
 

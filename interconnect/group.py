@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import inf
 from typing import TypeVar
 
 from superpod.interconnect.errors import (
@@ -20,7 +21,7 @@ from superpod.interconnect.wire import Header, Kind, encode
 T = TypeVar("T")
 ProbeHandler = Callable[[int, Header], None]
 
-_BETTER_ERROR = 0.3  # seconds that a card waits for what its peer says of a mismatch
+_BETTER_ERROR = 0.3  # seconds that a card waits for what others may say of a failure
 _KEPT = 1024  # groups that were closed, or failed before they were opened, that a card remembers: the latest
 
 
@@ -32,7 +33,8 @@ class Group:
         self.name = name
         self.on_probe = on_probe
         self.failure: SuperpodError | None = None
-        self._suspicion: tuple[float, CollectiveMismatch] | None = None  # when it counts, and what for
+        self.due = inf  # when the suspicion counts [s]
+        self._suspicion: SuperpodError | None = None
 
     def judge(self, rank: int, receive: Receive, header: Header) -> CollectiveMismatch | None:
         """The error for a message that is not the one that `rank` awaits; None if its sender should be asked first.
@@ -42,17 +44,20 @@ class Group:
         """
         error = wrong_message(self, rank, receive, header)
         if header.sequence > receive.sequence:
-            self._suspicion = self._suspicion or (time.monotonic() + _BETTER_ERROR, error)
+            self.suspect(error)
             return None
         if header.sequence < receive.sequence:
             self.on_probe(receive.peer, header)  # fails the group if the calls of that number differ
         return error
 
-    def confirmed(self) -> CollectiveMismatch | None:
-        """What `judge` held back, if nobody has given a better error in time."""
-        if self._suspicion is None or time.monotonic() < self._suspicion[0]:
-            return None
-        return self._suspicion[1]
+    def suspect(self, error: SuperpodError) -> None:
+        """The group has failed, but somebody may give a better error soon. Only the first suspicion counts."""
+        if self._suspicion is None:
+            self.due, self._suspicion = time.monotonic() + _BETTER_ERROR, error
+
+    def confirmed(self) -> SuperpodError | None:
+        """The suspicion, if nobody has given a better error in time."""
+        return self._suspicion if time.monotonic() >= self.due else None
 
 
 class Groups:

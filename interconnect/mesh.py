@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Sequence
+from math import inf
 
 import numpy as np
 
@@ -102,7 +103,8 @@ class Mesh:
             if not self.closed:
                 self._progress()  # first, to know everybody who has connected
                 self.fail_group_locked(group, error)
-                self._tell_failure(group, group.failure or error, self._knock(tell))
+                if self._failure is None:  # else the launcher has told everybody
+                    self._tell_failure(group, group.failure or error, self._knock(tell))
 
     def learn(self, ranks: Sequence[int], book: AddressBook) -> None:
         """Look for the addresses of `ranks` in `book` from now on."""
@@ -205,15 +207,15 @@ class Mesh:
                 while not all(p.done for p in pendings):
                     self._refuse(pendings, group)
                     now = time.monotonic()
-                    if now >= start + seconds:
-                        self._look_at_abort_flag()
-                        return False
                     if now >= probe_at:
                         probe_at = now + max(_SLICE, now - start)
                         self._probe(pendings)
                         self._progress()
                         continue
-                    self._sleep(min(start + seconds, probe_at) - now)
+                    if now >= start + seconds:
+                        self._look_at_abort_flag()
+                        return False
+                    self._sleep(min(start + seconds, probe_at, group.due) - now)
                 return True
             finally:
                 self._turns.hand_on()
@@ -321,9 +323,10 @@ class Mesh:
     def _on_mismatch(self, receive: Receive, header: Header) -> None:
         group = self._groups.get(receive.key[1])
         assert group is not None  # or nobody could have posted the receive
+        asked = group.due < inf
         if (error := group.judge(self.rank, receive, header)) is not None:
             self.fail_group_locked(group, error)
-        elif self.link.reaches(receive.peer):  # it knows more, and will answer by failing the group
+        elif not asked and self.link.reaches(receive.peer):  # it knows more, and will answer by failing the group
             self.link.post(receive.peer, probe_frame(receive), b"")
 
     # Waiting
@@ -389,9 +392,8 @@ class Mesh:
             if isinstance(p, Receive) and p.error is not None:
                 raise again(p.error)
             if self._peers.lost and not p.done and (how := self._peers.all_lost(p.awaited)) is not None:
-                loss = PeerLost(f"{how}, but rank {self.rank} needs it in {p.call()}")
-                self.fail_group_locked(group, loss)
-                raise again(loss)
+                # whoever went may have gone because of something that others, or the launcher, are about to tell
+                group.suspect(PeerLost(f"{how}, but rank {self.rank} needs it in {p.call()}"))
 
 
 _SELF = "rank {} cannot exchange messages with itself; copy the array instead"

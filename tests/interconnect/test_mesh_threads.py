@@ -6,11 +6,14 @@ import random
 import threading
 
 import pytest
-from cards import LINKS, SOON, Card, dictionary, eventually, make_links, start, together, within
+from cards import GROUP, LINKS, SOON, Card, dictionary, eventually, make_links, start, together, within
 
 from superpod.interconnect import mesh as mesh_module
+from superpod.interconnect.errors import SuperpodError
+from superpod.interconnect.link import Arrival
 from superpod.interconnect.memory_link import MemoryFabric, MemoryLink
 from superpod.interconnect.turns import Turns
+from superpod.interconnect.wire import Header, Kind, encode
 
 LOST = 15.0  # seconds that a lost wake-up costs in these tests, which take a second
 
@@ -145,6 +148,31 @@ def test_meeting_a_new_peer_while_another_thread_waits(cards):
         assert c.recv(0, 5) == b"hello"
 
 
+@pytest.mark.parametrize("call", ["send", "receive", "connect", "fail another group"])
+def test_whoever_calls_handles_what_came_unnoticed(call):
+    """The caller's own use of the link may have swallowed the signal on which the leader sleeps."""
+    links = edge_links(3)
+    book = dictionary()
+    a, b, c = (Card(link, book) for link in links)
+    a.send(1, b"x")
+    b.recv(0, 1)
+    other = a.open(GROUP + 1)
+    waiting = start(lambda: a.recv(1, 1))
+    eventually(lambda: a.mesh._turns.leading)
+    links[0]._events.append(Arrival(1, encode(Header(Kind.DATA, GROUP, 0, nbytes=1)), b"!"))  # and no signal
+    calls = {
+        "send": lambda: a.send(1, b"y"),
+        "receive": lambda: a.expect(2, 1),
+        "connect": lambda: a.mesh._connect(2, None, SOON),
+        "fail another group": lambda: a.mesh.fail_group(other, SuperpodError("no")),
+    }
+    with within(0.2):  # well below the probe, which would repair it
+        calls[call]()
+        assert waiting.result(SOON) == b"!"
+    for card in (a, b, c):
+        card.close()
+
+
 def test_a_follower_looks_before_it_leads():
     """While the lead is handed on, another thread's post may swallow the signal: nobody sleeps in the link then."""
     links = edge_links(2)
@@ -179,6 +207,29 @@ def test_a_follower_looks_before_it_leads():
         Turns.hand_on = original
     a.close()
     b.close()
+
+
+class InterruptedLock:
+    """A lock whose owner is interrupted as soon as it has released it."""
+
+    def __init__(self, lock):
+        self._lock, self.acquire, self.locked = lock, lock.acquire, lock.locked
+
+    def release(self):
+        self._lock.release()
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("follower", [False, True])
+def test_an_interrupt_gives_the_turn_and_the_lock_back(follower):
+    turns = Turns(edge_links(1)[0])
+    turns.leading = follower
+    turns.lock.acquire()
+    turns.lock = InterruptedLock(turns.lock)
+    with pytest.raises(KeyboardInterrupt):
+        turns.sleep(SOON)
+    assert turns.lock.locked()
+    assert (turns.leading, turns._followers) == (follower, [])
 
 
 def test_closing_while_many_threads_come_and_go(cards):

@@ -176,11 +176,11 @@ def test_garbage_on_the_line(card, zmq_kind, tmp_path, garbage):
 
 
 def test_a_frame_longer_than_any_segment_is_not_taken_in(card, zmq_kind, tmp_path):
-    """A right handshake, then the announcement of 2^60 bytes."""
+    """A right handshake, then the announcement of a gibibyte."""
     ready = b"\5READY\x0bSocket-Type\0\0\0\6DEALER"
     with raw_socket(card.mesh.link.address) as line:
         line.sendall(b"\xff" + bytes(8) + b"\x7f\3\0NULL" + bytes(48) + b"\4" + bytes([len(ready)]) + ready)
-        line.sendall(b"\2" + (1 << 60).to_bytes(8, "big") + b"x")
+        line.sendall(b"\2" + (1 << 30).to_bytes(8, "big") + b"x")
         while line.recv(4096):  # until ZeroMQ hangs up
             pass
     traffic_goes_on(card, zmq_kind, tmp_path)
@@ -260,23 +260,15 @@ def test_what_is_posted_before_the_peer_listens_is_kept(zmq_kind, tmp_path):
         with socket.create_server(("127.0.0.1", 0)) as server:
             endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     link.connect(1, f"{endpoint}#{'00' * 8}#{host}")
-    for i in range(100):
-        link.post(1, b"h", bytes([i]))
+    for i in range(5000):  # more than ZeroMQ would keep with its marks
+        link.post(1, b"h", i.to_bytes(2, "little"))
     eventually(lambda: link.take() or link._connections.refusals)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as late:
         late.bind(endpoint)
         assert late.poll(SOON * 1000)
-        assert [late.recv_multipart()[1] for _ in range(100)] == [b"\1\0h" + bytes([i]) for i in range(100)]
+        got = [late.recv_multipart()[1] for _ in range(5000)]
+    assert got == [b"\1\0h" + i.to_bytes(2, "little") for i in range(5000)]
     link.close(0)
-
-
-def test_nothing_is_dropped_however_much_is_posted(links):
-    """ZeroMQ's high-water marks would drop from a thousand messages on."""
-    a, b = links(2)
-    a.connect(1, b.address)
-    for i in range(20_000):
-        a.post(1, i.to_bytes(4, "little"), b"")
-    assert [int.from_bytes(event.header, "little") for event in taken(b, 20_000)] == list(range(20_000))
 
 
 def test_many_connections_come_and_go_unseen(links):
