@@ -179,6 +179,7 @@ class ZmqLink:
         if peer is None:
             peer = self._admit(route, parts[0])
         if peer is None:
+            self._hear()
             self._connections.foreign(_descriptor(parts[0]))
             return Refused(
                 BadFrame(f"message from an unknown sender {route[:32]!r}: it does not know this card's token")

@@ -150,7 +150,7 @@ def test_what_is_wrong_is_said(frame, payload, why):
         b"\xdb\xff\xff\xff\xff",  # a text
         b"\xc6\xff\xff\xff\xff",  # bytes
         b"\xc9\xff\xff\xff\xff\1",  # an extension
-        b"\xdc\x3f\xff" * 5000,  # arrays of 16383 in arrays
+        b"\xdc\x30\x00" * 5000,  # arrays of 12288 in arrays
         b"\x9f" * 15_000,
         fields(nbytes=1 << 60),
     ],

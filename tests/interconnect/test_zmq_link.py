@@ -13,6 +13,7 @@ import pytest
 import zmq
 from cards import GROUP, SOON, ZMQ, Card, FolderStore, dictionary, eventually, forked, start, together, within
 
+from superpod.interconnect.connections import UNKNOWN
 from superpod.interconnect.errors import InvalidValue, PeerLost
 from superpod.interconnect.link import Arrival, Broken, Refused
 from superpod.interconnect.rendezvous import AddressBook
@@ -195,6 +196,19 @@ def test_a_stranger_that_stays_silent_does_not_hide_a_death(card, zmq_kind, tmp_
             card.recv(1, 1)
 
 
+def test_a_stranger_that_has_spoken_does_not_delay_the_news_of_a_death(card, zmq_kind, tmp_path):
+    other = ZMQ[zmq_kind](1, tmp_path)
+    other.connect(0, card.mesh.link.address)
+    other.post(0, HEADER, b"abc")
+    assert card.recv(1, 3) == b"abc"
+    with stranger(card.mesh.link.address, zmq.DEALER) as client:
+        client.send(b"x")
+        card.until(lambda: card.mesh.refused)
+        other.close(0)
+        with within(UNKNOWN + 0.15), pytest.raises(PeerLost, match="rank 1 died"):
+            card.recv(1, 1)
+
+
 # Breaks
 
 
@@ -218,6 +232,23 @@ def test_breaks_are_told_of_the_right_peer(links):
         link.close(0)
         assert taken(a, 1) == [Broken(link.rank)]
         nothing_more(a)
+
+
+def test_what_comes_in_just_before_a_break_is_heard_of_is_taken_first(links, monkeypatch):
+    a, b = links(2)
+    b.connect(0, a.address)
+    b.post(0, b"h", b"x")
+    assert taken(a, 1)[0].payload == b"x"
+    b.post(0, b"h", b"y")
+    b.close(SOON)
+    poll = zmq.zmq_poll
+    eventually(lambda: poll(a._incoming, 0) and poll(a._reports, 0))
+    looks: list[list[object]] = [[]]  # the first look at the socket finds nothing yet
+    monkeypatch.setattr(
+        zmq, "zmq_poll", lambda what, *how: looks.pop() if looks and what is a._incoming else poll(what, *how)
+    )
+    first = a.take()
+    assert (first.payload, taken(a, 1)) == (b"y", [Broken(1)])
 
 
 def test_a_descriptor_that_a_stranger_had_before_is_not_taken_for_its(zmq_kind, tmp_path):

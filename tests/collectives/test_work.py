@@ -1,0 +1,105 @@
+"""Handles of calls and the thread that carries them out, without any card."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from superpod.collectives.work import Work, Worker
+from superpod.interconnect.errors import DeadlineExceeded, PeerLost
+
+LONG = 30.0  # seconds that nothing here takes
+
+
+def test_only_the_first_to_come_carries_a_call_out() -> None:
+    work, seen = Work("a call"), []
+    work.when_done(seen.append)
+    for result in (1, 2):
+        work.carry_out(lambda result=result: result)  # type: ignore[misc]
+    assert (work.wait(), seen) == (1, [work])
+
+
+def test_a_wait_that_runs_out_of_time() -> None:
+    work = Work("a call")
+    assert not work.is_completed()
+    with pytest.raises(DeadlineExceeded, match=r"^a call has not finished within 0\.01 s; it goes on$"):
+        work.wait(0.01)
+    work.carry_out(lambda: 7)
+    assert work.is_completed()
+    assert work.wait(0.01) == 7
+
+
+def test_each_wait_raises_a_copy_of_its_own_of_superpods_errors_and_others_as_they_are() -> None:
+    for error, same in ((PeerLost("rank 3 left"), False), (OSError(28, "No space left on device"), True)):
+        work = Work("a call")
+
+        def fail(error: Exception = error) -> None:
+            raise error
+
+        work.carry_out(fail)
+        for _ in range(2):
+            with pytest.raises(type(error), match="left") as caught:
+                work.wait()
+            assert (caught.value is error) is same
+        assert work.exception() is error
+
+
+def test_the_worker_keeps_the_order_and_counts_what_is_outstanding() -> None:
+    worker, seen, begin = Worker("a worker"), [], threading.Event()
+    works = [Work(f"{i}") for i in range(50)]
+    worker.put(first := Work("first"), lambda: begin.wait(LONG))
+    for i, work in enumerate(works):
+        worker.put(work, lambda i=i: seen.append((i, worker.is_current_thread())))  # type: ignore[misc]
+    assert worker.outstanding == 51
+    assert not worker.is_current_thread()
+    begin.set()
+    works[-1].wait(LONG)
+    assert first.wait(LONG) is True
+    assert seen == [(i, True) for i in range(50)]
+    worker.stop(LONG)
+    assert worker.outstanding == 0
+
+
+def test_a_callback_that_fails_does_not_stop_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    worker, begin, first, second = Worker("a worker"), threading.Event(), Work("first"), Work("second")
+    first.when_done(lambda _: 1 // 0)
+    worker.put(first, lambda: begin.wait(LONG))
+    worker.put(second, lambda: 2)
+    begin.set()
+    assert second.wait(LONG) == 2
+    assert "a callback of first failed" in caplog.text
+    worker.stop(LONG)
+
+
+def test_stopping_waits_for_what_was_put_before_but_not_for_ever() -> None:
+    worker, begin, works = Worker("a worker"), threading.Event(), [Work("first"), Work("second")]
+    for work in works:
+        worker.put(work, lambda: begin.wait(LONG))
+    worker.stop(0.01)
+    assert not works[0].is_completed()
+    begin.set()
+    worker.stop(LONG)
+    assert all(work.is_completed() for work in works)
+
+
+def test_what_is_put_after_the_stop_is_carried_out_by_who_puts_it() -> None:
+    worker, late = Worker("a worker"), Work("late")
+    worker.stop(LONG)
+    worker.put(late, threading.current_thread)
+    assert late.wait(0) is threading.current_thread()
+
+
+def test_a_call_that_the_worker_makes_after_the_stop_is_not_waited_for_in_vain() -> None:
+    worker, work, inner, stopped = Worker("a worker"), Work("outer"), Work("inner"), threading.Event()
+
+    def outer() -> Any:
+        assert stopped.wait(LONG)
+        worker.put(inner, lambda: 5)
+        return inner.wait(LONG)
+
+    worker.put(work, outer)
+    worker.stop(0.01)
+    stopped.set()
+    assert work.wait(LONG) == 5
