@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,13 @@ class Flat:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if self._write_back and kind is None:
-            self._array[...] = self.data.reshape(self._array.shape)
+            store(self._array, self.data)
+
+
+def store(array: Array, data: Array) -> None:
+    """Put flat numbers into an array of any dtype and shape, rounding once; what it cannot hold is a result, too."""
+    with np.errstate(all="ignore"):
+        array[...] = data.reshape(array.shape)
 
 
 def copy_flat(array: Array, dtype: np.dtype[Any]) -> Array:
@@ -43,7 +50,13 @@ def flat_view(array: Array) -> Array:
 
 def label(array: Array) -> str:
     """Length and dtype in words: "12 × float32"."""
-    return f"{array.size} × {array.dtype}"
+    return f"{array.size} × {dtype_name(array.dtype)}"
+
+
+@cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """A dtype in a word: "float32". numpy takes longer over it than a small message takes."""
+    return str(dtype)
 
 
 def checked(array: Any) -> Array:

@@ -15,7 +15,18 @@ from typing import Any
 import numpy as np
 
 from superpod.collectives import algorithms, flat
-from superpod.collectives.arrays import Array, Flat, checked, copy_flat, flat_view, label, shaped, writable
+from superpod.collectives.arrays import (
+    Array,
+    Flat,
+    checked,
+    copy_flat,
+    dtype_name,
+    flat_view,
+    label,
+    shaped,
+    store,
+    writable,
+)
 from superpod.collectives.engine import Engine
 from superpod.collectives.flat import Options
 from superpod.collectives.operations import operation
@@ -85,7 +96,7 @@ class Communicator:
             if out is not None:
                 out[...] = array
             with Flat(target, operation_) as data:
-                flat.all_reduce(self._engine, data, operation_, str(array.dtype), opts)
+                flat.all_reduce(self._engine, data, operation_, dtype_name(array.dtype), opts)
             return target
 
         return self._issue("all_reduce", action, async_op)
@@ -110,10 +121,10 @@ class Communicator:
 
         def action() -> Array | None:
             data = copy_flat(array, operation_.wide)
-            flat.reduce(self._engine, data, operation_, root, str(array.dtype), opts)
+            flat.reduce(self._engine, data, operation_, root, dtype_name(array.dtype), opts)
             if not at_root:
                 return None
-            target[...] = data.reshape(target.shape)
+            store(target, data)
             return target
 
         return self._issue("reduce", action, async_op)
@@ -182,7 +193,7 @@ class Communicator:
             blocks = [array.size // self.world_size] * self.world_size
             data = copy_flat(array, operation_.wide)
             own = flat.reduce_scatter(self._engine, data, blocks, operation_, text, opts)
-            target[...] = own.reshape(target.shape)
+            store(target, own)
             return target
 
         return self._issue("reduce_scatter", action, async_op)

@@ -57,15 +57,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything about a call that does not change from one time to the next.
+    """Everything about a call that does not change from one time to the next."""
 
-    Attributes:
-        text: the call in words, with the algorithm: ranks must agree on that too, or they would add up wrong chunks.
-    """
-
+    call: Call
     choice: Choice
     plan: Plan
-    text: str
+    where: Circumstances
 
 
 class Engine:
@@ -121,8 +118,7 @@ class Engine:
         """Run `action`. What it raises ends the group, unless it refused its arguments before it began."""
         before = self._next
         try:
-            with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
-                return action()
+            return action()
         except BaseException as error:
             if self._next != before or not isinstance(error, InvalidValue):
                 cause = error if isinstance(error, SuperpodError) else SuperpodError(f"{_words(error)} in {text}")
@@ -142,9 +138,9 @@ class Engine:
 
     def run(
         self,
-        call: Call,
+        key: tuple[Any, ...],
+        call: Callable[[], Call],
         spaces: Sequence[Array],
-        layout: tuple[Any, ...],
         banks: Callable[[int], tuple[Bounds, ...]],
         *,
         reduce: np.ufunc | None = None,
@@ -155,41 +151,43 @@ class Engine:
         """Run a collective on `spaces`; call this from an action that was issued.
 
         Args:
+            key: everything that the call and the layout of its arrays follow from. Hashable.
+            call: makes the call, when there is none for this key yet.
             spaces: the given 1-D contiguous arrays of one dtype (none: bytes); the plan's scratch is added.
-            layout: what, beside the call, decides the plan: lengths of the arrays and blocks. Hashable.
             banks: number of chunks → chunk bounds of the banks (see `bind`).
             before, after: called with the plan and all spaces, to move blocks into and out of scratch.
         """
         start = time.perf_counter()
-        prepared = self._prepare(call, len(spaces), layout, banks)
-        plan = prepared.plan
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            prepared = self._prepare(key, call(), len(spaces), banks)
+        plan, self.last = prepared.plan, prepared.choice
         if plan.scratch:
             spaces = (*spaces, np.empty(plan.scratch, spaces[0].dtype if spaces else np.uint8))
         if before is not None:
             before(plan, spaces)
-        sequence, text = self._begin(prepared.text), prepared.text
-        self.last = prepared.choice
+        sequence = self._begin(prepared.where.text)
         seconds = self.timeout if timeout is None else timeout
-        run(plan, spaces, Circumstances(self.mesh, self.group, self.ranks, sequence, text, seconds), reduce=reduce)
+        run(plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
         if after is not None:
             after(plan, spaces)
-        self.statistics.count(call.collective, prepared.choice.algorithm, call.nbytes, time.perf_counter() - start)
+        nbytes, seconds = prepared.call.nbytes, time.perf_counter() - start
+        self.statistics.count(prepared.call.collective, prepared.choice.algorithm, nbytes, seconds)
 
     def _prepare(
-        self, call: Call, given: int, layout: tuple[Any, ...], banks: Callable[[int], tuple[Bounds, ...]]
+        self, key: tuple[Any, ...], call: Call, given: int, banks: Callable[[int], tuple[Bounds, ...]]
     ) -> Prepared:
-        key = (call.text, call.algorithm, given, layout)
-        prepared = self._prepared.get(key)
-        if prepared is None:
-            choice = self._choose(call)
-            schedule = algorithms.build(call.collective, choice.algorithm, self.world_size, call.root)
-            plan = bind(schedule, self.rank, banks(schedule.nchunks), given)
-            prepared = self._prepared[key] = Prepared(choice, plan, f"{call.text} by {choice.algorithm}")
-            if len(self._prepared) > _PREPARED:
-                self._prepared.popitem(last=False)
-            if self.rank == 0:
-                where = f"{call.text} of group {self.name}, {self.world_size} ranks"
-                log.info("%s: %s, %s", where, choice.algorithm, choice.reason)
+        """Choose an algorithm and bind its schedule; the ranks must agree on it, so its name is in the text."""
+        choice = self._choose(call)
+        schedule = algorithms.build(call.collective, choice.algorithm, self.world_size, call.root)
+        plan = bind(schedule, self.rank, banks(schedule.nchunks), given)
+        where = Circumstances(self.mesh, self.group, self.ranks, f"{call.text} by {choice.algorithm}")
+        prepared = self._prepared[key] = Prepared(call, choice, plan, where)
+        if len(self._prepared) > _PREPARED:
+            self._prepared.popitem(last=False)
+        if self.rank == 0:
+            place = f"{call.text} of group {self.name}, {self.world_size} ranks"
+            log.info("%s: %s, %s", place, choice.algorithm, choice.reason)
         return prepared
 
     def _choose(self, call: Call) -> Choice:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from superpod.collectives.schedule import RankStep, Schedule
 from superpod.interconnect.group import Group
 from superpod.interconnect.mesh import Mesh
-from superpod.interconnect.streams import Pending
+from superpod.interconnect.streams import Pending, Receive, Send
+from superpod.interconnect.wire import Header, Kind
 
 Array = npt.NDArray[Any]
 Bounds = tuple[int, ...]
@@ -157,72 +158,87 @@ class Circumstances:
     Attributes:
         mesh, group: what its messages go through.
         ranks: group rank → rank in the mesh.
-        sequence, text: the collective's number in its group and its call in words, the same on every rank.
-        seconds: how long it may take.
+        text: the collective's call in words, the same on every rank.
     """
 
     mesh: Mesh
     group: Group
     ranks: Sequence[int]
-    sequence: int
     text: str
-    seconds: float
-
-    def wait(self, pending: Sequence[Pending], end: float) -> None:
-        rest = end - time.monotonic()
-        self.mesh.wait(pending, self.group, seconds=rest, what=self.text, limit=self.seconds)
 
 
-def run(plan: Plan, spaces: Sequence[Array], where: Circumstances, *, reduce: np.ufunc | None) -> None:
+def run(
+    plan: Plan,
+    spaces: Sequence[Array],
+    where: Circumstances,
+    *,
+    sequence: int,
+    seconds: float,
+    reduce: np.ufunc | None,
+) -> None:
     """Run a plan. All ranks of the group do so at once, with the same schedule.
 
     Args:
         spaces: the given 1-D contiguous arrays and, if the plan has scratch, an array for it, of one dtype.
+        sequence: the collective's number in its group, the same on every rank.
+        seconds: how long it may take.
         reduce: how reducing moves combine.
     Raises: see Mesh.wait. After an error the arrays' contents are undefined, but no longer touched.
     """
-    end = time.monotonic() + where.seconds
+    end = time.monotonic() + seconds
     for step in plan.steps:
-        pending = _start_sends(step, spaces, where)
-        _move_locally(step, spaces, reduce)
-        for peer, r, reducing in step.receives:
-            receive = where.mesh.receive(
-                where.group,
-                where.ranks[peer],
-                COLLECTIVE_TAG,
-                r.of(spaces),
-                reduce=reduce if reducing else None,
-                sequence=where.sequence,
-                step=step.index,
-                text=where.text,
-            )
-            if step.in_order:  # without the sends, whose credit may hang on peers that take theirs in order, too
-                where.wait([receive], end)
-            else:
-                pending.append(receive)
+        pending: list[Pending] = list(_start_sends(step, spaces, where, sequence, seconds)) if step.sends else []
+        if step.local:
+            _move_locally(step, spaces, reduce)
+        receives = _receives(step, spaces, where, sequence, reduce)
+        if step.in_order:  # without the sends, whose credit may hang on peers that take theirs in order, too
+            for receive in receives:
+                _wait([receive], [receive], where, end, seconds)
+        else:
+            pending += receives
         if pending:
-            where.wait(pending, end)
+            _wait(pending, () if step.in_order else receives, where, end, seconds)
 
 
-def _start_sends(step: PlannedStep, spaces: Sequence[Array], where: Circumstances) -> list[Pending]:
-    """Start a step's sends; returns those that are still under way."""
-    pending: list[Pending] = []
-    for peer, r, exposed in step.sends:
-        send = where.mesh.send(
-            where.group,
-            where.ranks[peer],
-            COLLECTIVE_TAG,
-            r.of(spaces).view(np.uint8).data,
-            sequence=where.sequence,
-            step=step.index,
-            text=where.text,
-            seconds=where.seconds,
+def _wait(
+    pending: Sequence[Pending], expect: Sequence[Receive], where: Circumstances, end: float, limit: float
+) -> None:
+    rest = end - time.monotonic()
+    where.mesh.wait(pending, where.group, seconds=rest, what=where.text, limit=limit, expect=expect)
+
+
+def _receives(
+    step: PlannedStep, spaces: Sequence[Array], where: Circumstances, sequence: int, reduce: np.ufunc | None
+) -> list[Receive]:
+    ranks, ident = where.ranks, where.group.ident
+    return [
+        Receive(
+            (ranks[peer], ident, COLLECTIVE_TAG),
+            spaces[r.space][r.start : r.stop],
+            reduce if reducing else None,
+            sequence,
+            step.index,
+            where.text,
         )
-        if not send.done:
-            if exposed:
-                send.payload = memoryview(bytes(send.payload))
-            pending.append(send)
-    return pending
+        for peer, r, reducing in step.receives
+    ]
+
+
+def _start_sends(
+    step: PlannedStep, spaces: Sequence[Array], where: Circumstances, sequence: int, seconds: float
+) -> list[Send]:
+    """Start a step's sends; returns those that are still under way."""
+    ranks, ident, text, index = where.ranks, where.group.ident, where.text, step.index
+    sends = []
+    for peer, r, _ in step.sends:
+        payload = spaces[r.space][r.start : r.stop].view(np.uint8).data
+        header = Header(Kind.DATA, ident, COLLECTIVE_TAG, sequence, index, payload.nbytes, 0, text)
+        sends.append(Send((ranks[peer], ident, COLLECTIVE_TAG), header, payload))
+    where.mesh.start(where.group, sends, seconds)
+    for send, (_, _, exposed) in zip(sends, step.sends, strict=True):
+        if exposed and not send.done:
+            send.payload = memoryview(bytes(send.payload))
+    return [send for send in sends if not send.done]
 
 
 def _move_locally(step: PlannedStep, spaces: Sequence[Array], reduce: np.ufunc | None) -> None:
@@ -230,6 +246,7 @@ def _move_locally(step: PlannedStep, spaces: Sequence[Array], reduce: np.ufunc |
     for values, (_, target, reducing, _) in zip(sources, step.local, strict=True):
         place = target.of(spaces)
         if reducing and reduce is not None:
-            reduce(place, values, out=place)
+            with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
+                reduce(place, values, out=place)
         else:
             place[...] = values

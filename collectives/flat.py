@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from superpod.collectives.engine import Call, Engine
 from superpod.collectives.execute import Array, Bounds, Plan, block_bounds, even_bounds
 from superpod.collectives.operations import Operation
+
+_BARRIER = Operation("max", np.maximum, np.dtype(np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +29,25 @@ class Options:
 
 def all_reduce(engine: Engine, array: Array, op: Operation, label: str, options: Options) -> None:
     """Reduce `array` (of op.wide) over all ranks, in place on every rank."""
-    call = Call("all_reduce", f"all_reduce({array.size} × {label}, {op.name})", array.nbytes, 0, options.algorithm)
-    _run_even(engine, call, array, options, op.ufunc)
+    _run_even(engine, "all_reduce", array, label, options, op)
     op.finish(array, engine.world_size)
 
 
 def reduce(engine: Engine, array: Array, op: Operation, root: int, label: str, options: Options) -> None:
     """Reduce `array` (of op.wide) in place at the root; the other ranks' arrays are used up."""
-    text = f"reduce({array.size} × {label}, {op.name}, root {root})"
-    _run_even(engine, Call("reduce", text, array.nbytes, root, options.algorithm), array, options, op.ufunc)
+    _run_even(engine, "reduce", array, label, options, op, root)
     if engine.rank == root:
         op.finish(array, engine.world_size)
 
 
 def broadcast(engine: Engine, array: Array, root: int, label: str, options: Options) -> None:
     """Copy the root's bytes into every rank's."""
-    text = f"broadcast({label}, root {root})"
-    _run_even(engine, Call("broadcast", text, array.nbytes, root, options.algorithm), array, options, None)
+    _run_even(engine, "broadcast", array, label, options, None, root)
 
 
 def barrier(engine: Engine, options: Options) -> None:
     """Return once every rank has entered."""
-    call = Call("barrier", "barrier()", 1, 0, options.algorithm)
-    _run_even(engine, call, np.zeros(1, np.uint8), options, np.maximum)
+    _run_even(engine, "barrier", np.zeros(1, np.uint8), "", options, _BARRIER)
 
 
 def all_gather(engine: Engine, out: Array, blocks: Sequence[int], label: str, options: Options) -> None:
@@ -92,7 +89,8 @@ def all_to_all(
     def banks(nchunks: int) -> tuple[Bounds, ...]:
         return block_bounds(blocks, nchunks), block_bounds(out_blocks, nchunks)
 
-    engine.run(call, (array, out), (tuple(blocks), tuple(out_blocks)), banks, timeout=options.timeout)
+    key = (call.text, call.algorithm, tuple(blocks), tuple(out_blocks))
+    engine.run(key, lambda: call, (array, out), banks, timeout=options.timeout)
 
 
 def gather(engine: Engine, own: Array, out: Array | None, root: int, label: str, options: Options) -> None:
@@ -119,9 +117,24 @@ def scatter(engine: Engine, array: Array | None, own: Array, root: int, label: s
         _run_blocks(engine, call, (), blocks, options, fetch=own)
 
 
-def _run_even(engine: Engine, call: Call, array: Array, options: Options, reduce: np.ufunc | None) -> None:
+def _run_even(
+    engine: Engine, collective: str, array: Array, label: str, options: Options, op: Operation | None, root: int = -1
+) -> None:
+    """Run a collective on one array. `root` is -1 where there is none."""
+    size, name = array.size, "" if op is None else op.name
+
+    def call() -> Call:
+        what = {"broadcast": label, "barrier": ""}.get(collective, f"{size} × {label}, {name}")
+        text = f"{collective}({what})" if root < 0 else f"{collective}({what}, root {root})"
+        return Call(collective, text, array.nbytes, max(root, 0), options.algorithm)
+
     engine.run(
-        call, (array,), (array.size,), lambda k: (even_bounds(array.size, k),), reduce=reduce, timeout=options.timeout
+        (collective, size, label, name, root, options.algorithm),
+        call,
+        (array,),
+        lambda k: (even_bounds(size, k),),
+        reduce=None if op is None else op.ufunc,
+        timeout=options.timeout,
     )
 
 
@@ -152,11 +165,11 @@ def _run_blocks(
         if fetch is not None and fetch.size:
             fetch[...] = own_block(plan, spaces)
 
-    layout: tuple[Any, ...] = tuple(blocks) if not _equal(blocks) else (blocks[0],)
+    layout = tuple(blocks) if not call.equal_blocks else (blocks[0],)
     engine.run(
-        call,
+        (call.text, call.algorithm, len(spaces), layout),
+        lambda: call,
         spaces,
-        layout,
         lambda k: (block_bounds(blocks, k),),
         reduce=reduce,
         timeout=options.timeout,

@@ -8,6 +8,7 @@ integers) is refused by name.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ class Operation:
             np.divide(array, world_size, out=array)
 
 
+@cache
 def operation(name: str, dtype: np.dtype[Any]) -> Operation:
     """Raises InvalidValue for an unknown name, or one that makes no sense for `dtype`."""
     ufunc = _UFUNCS.get(name)

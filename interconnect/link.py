@@ -72,8 +72,11 @@ class Link(Protocol):
         """The next thing that has happened, or None at once."""
         ...
 
-    def wait(self, seconds: float) -> None:
-        """Block until `take` may have something, a watched descriptor is readable, `wake` is called, or time is up."""
+    def wait(self, seconds: float) -> bool:
+        """Block until `take` may have something, a watched descriptor is readable, `wake` is called, or time is up.
+
+        Returns whether it was a watched descriptor.
+        """
         ...
 
     def wake(self) -> None:

@@ -70,14 +70,15 @@ class MemoryLink:
     def take(self) -> Event | None:
         return self._events.popleft() if self._events else None
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
         with self._changed:
             while not self._events and not self._woken and (rest := end - time.monotonic()) > 0:
                 if self._readable():
-                    break
+                    return True
                 self._changed.wait(min(rest, 0.02) if self._watched else rest)
             self._woken = False
+        return False
 
     def wake(self) -> None:
         with self._changed:

@@ -1,16 +1,13 @@
 """One card's view of the others: peers on demand, messages in ordered streams, deadlines, failure.
 
-The caller is the engine: there is no progress thread. Whoever waits, moves everybody's messages (see turns.py).
-
-A failure belongs to a group: it ends every wait in the group and is told to all connected peers, who pass it on. Only
-the launcher's abort flag ends the waits of all groups.
+The caller is the engine: there is no progress thread. Whoever waits, moves everybody's messages (see turns.py). What
+happens when something goes wrong is in trouble.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from math import inf
 
 import numpy as np
@@ -18,19 +15,16 @@ import numpy as np
 from superpod.interconnect.control import AbortFlag
 from superpod.interconnect.errors import (
     BadFrame,
-    DeadlineExceeded,
     InvalidValue,
-    LinkClosed,
-    PeerLost,
     SuperpodError,
-    ranks_text,
 )
 from superpod.interconnect.forked import call_in_child
-from superpod.interconnect.group import Group, Groups, ProbeHandler, again, error_from, fail_frame, probe_frame
-from superpod.interconnect.link import Arrival, Broken, Link
+from superpod.interconnect.group import Group, Groups, ProbeHandler, error_from, probe_frame
+from superpod.interconnect.link import Arrival, Broken, Link, Refused
 from superpod.interconnect.peers import Peers, Refusals
 from superpod.interconnect.rendezvous import AddressBook
 from superpod.interconnect.streams import ANYONE, Array, Pending, Receive, Send, Streams
+from superpod.interconnect.trouble import Trouble
 from superpod.interconnect.turns import Turns
 from superpod.interconnect.wire import Header, Kind, decode, encode
 
@@ -40,7 +34,7 @@ _SLICE = 1.0  # seconds; the longest sleep between two looks at deadline and fai
 _KNOCK = 0.1  # seconds that a probe may take to find those peers that have not joined yet
 
 
-class Mesh:
+class Mesh(Trouble):
     """The card's end of the interconnect. Every public call may come from any thread."""
 
     def __init__(
@@ -78,6 +72,7 @@ class Mesh:
         call_in_child(self._disown)
         if abort is not None:
             link.watch(abort.fileno())
+            self._look_at_abort_flag()
 
     # Groups
 
@@ -93,18 +88,6 @@ class Mesh:
             if self._groups.close(group):
                 self.streams.forget(group.ident)
                 self._turns.rouse()
-
-    def fail_group(self, group: Group, error: SuperpodError, tell: Collection[int] = ()) -> None:
-        """Every wait in the group, on every card that can be reached, ends with `error`. The first failure counts.
-
-        `tell`: who is to hear of it even if this card has never met them.
-        """
-        with self._lock:
-            if not self.closed:
-                self._progress()  # first, to know everybody who has connected
-                self.fail_group_locked(group, error)
-                if self._failure is None:  # else the launcher has told everybody
-                    self._tell_failure(group, group.failure or error, self._knock(tell))
 
     def learn(self, ranks: Sequence[int], book: AddressBook) -> None:
         """Look for the addresses of `ranks` in `book` from now on."""
@@ -130,16 +113,22 @@ class Mesh:
         Blocks only until a peer that is met for the first time has joined, for at most `seconds`, and then raises
         DeadlineExceeded.
         """
-        if not self.link.reaches(peer):
-            self._connect(peer, group, self._patience if seconds is None else min(seconds, self._patience))
         header = Header(Kind.DATA, group.ident, tag, sequence, step, payload.nbytes, 0, text)
         send = Send((peer, group.ident, tag), header, payload)
+        self.start(group, (send,), seconds)
+        return send
+
+    def start(self, group: Group, sends: Sequence[Send], seconds: float | None = None) -> None:
+        """Start several sends in their order; blocks as `send` does."""
+        for send in sends:
+            if not self.link.reaches(send.peer):
+                self._connect(send.peer, group, self._patience if seconds is None else min(seconds, self._patience))
         with self._lock:
             self._refuse_if_over(group)
-            self.streams.send(send)
+            for send in sends:
+                self.streams.send(send)
             if self._turns.leading:  # posting may have swallowed the leader's signal
                 self._progress()
-        return send
 
     def receive(
         self,
@@ -172,50 +161,59 @@ class Mesh:
         return receive
 
     def wait(
-        self, pendings: Sequence[Pending], group: Group, *, seconds: float, what: str, limit: float | None = None
+        self,
+        pendings: Sequence[Pending],
+        group: Group,
+        *,
+        seconds: float,
+        what: str,
+        limit: float | None = None,
+        expect: Sequence[Receive] = (),
     ) -> None:
-        """Return when all `pendings` are done.
+        """Return when all `pendings` are done; those in `expect` among them are yet to be posted.
 
         Raises the group's failure (PeerLost, RemoteError, CollectiveMismatch), or DeadlineExceeded after `seconds`,
         naming the ranks that are late in `what`, and its `limit` if `seconds` are only what was left of that. After
         an error none of the pendings' buffers is touched any more.
         """
         try:
-            if not self.advance(pendings, group, seconds=seconds):
+            if not self.advance(pendings, group, seconds=seconds, expect=expect):
                 raise self.too_late(pendings, seconds if limit is None else limit, what)
         except BaseException:
             self.cancel(pendings)
             raise
-
-    def too_late(self, pendings: Sequence[Pending], seconds: float, what: str) -> DeadlineExceeded:
-        """The error for a wait in `what` that has taken `seconds`: it names the ranks that are late."""
-        late = ranks_text(rank for p in pendings if not p.done for rank in p.awaited)
-        return DeadlineExceeded(f"rank {self.rank}: Timed out after {seconds:.1f} s waiting for {late} in {what}")
 
     def cancel(self, pendings: Sequence[Pending]) -> None:
         """Let go of the buffers of what is not done."""
         with self._lock:
             self.streams.cancel(pendings)
 
-    def advance(self, pendings: Sequence[Pending], group: Group, *, seconds: float) -> bool:
+    def advance(
+        self, pendings: Sequence[Pending], group: Group, *, seconds: float, expect: Sequence[Receive] = ()
+    ) -> bool:
         """Move messages for at most `seconds`; whether all `pendings` are done. Raises the group's failure."""
         start = time.monotonic()
-        probe_at = start + PROBE_AFTER
+        end, probe_at = start + seconds, start + PROBE_AFTER
         with self._lock:
+            if expect:
+                self._refuse_if_over(group)
+                for receive in expect:
+                    self.streams.receive(receive)
             try:
-                self._progress()
-                while not all(p.done for p in pendings):
-                    self._refuse(pendings, group)
+                self._progress(pendings)
+                while not _all_done(pendings):
+                    if self._in_doubt(group):
+                        self._refuse(pendings, group)
                     now = time.monotonic()
                     if now >= probe_at:
                         probe_at = now + max(_SLICE, now - start)
                         self._probe(pendings)
                         self._progress()
                         continue
-                    if now >= start + seconds:
+                    if now >= end:
                         self._look_at_abort_flag()
                         return False
-                    self._sleep(min(start + seconds, probe_at, group.due) - now)
+                    self._sleep(min(end, probe_at, group.due) - now, pendings)
                 return True
             finally:
                 self._turns.hand_on()
@@ -273,20 +271,25 @@ class Mesh:
 
     # Progress; everything from here on holds the lock
 
-    def _progress(self) -> None:
-        """Handle everything that has arrived, without waiting."""
-        if self.closed:
+    def _progress(self, until: Sequence[Pending] = ()) -> None:
+        """Handle everything that has arrived, without waiting, or enough to make `until` done.
+
+        What is left then is for whoever waits next; a thread that sleeps now is roused.
+        """
+        if self.closed or (until and _all_done(until)):
             return
         take = self.link.take
         moved = False
         try:
             while (event := take()) is not None:
                 moved = True
-                if isinstance(event, Arrival):
+                if type(event) is Arrival:
                     self._arrive(event)
+                    if until and _all_done(until):
+                        break
                 elif isinstance(event, Broken):
                     self._peers.broke(event)
-                else:
+                elif isinstance(event, Refused):
                     self.refused.add(event.error)
         except BaseException as error:  # what was in hand is lost, so no stream can be trusted any more
             self._failure = SuperpodError(f"{type(error).__name__} stopped rank {self.rank} in the middle of a message")
@@ -331,69 +334,18 @@ class Mesh:
 
     # Waiting
 
-    def _sleep(self, seconds: float) -> None:
+    def _sleep(self, seconds: float, pendings: Sequence[Pending]) -> None:
         """Give the lock away and wait for something to happen."""
         if self._turns.sleep(min(seconds, _SLICE)):
             self._look_at_abort_flag()
-        self._progress()  # also before a follower leads: a signal may have been swallowed while nobody did
+        self._progress(pendings)  # also before a follower leads: a signal may have been swallowed while nobody did
 
-    def _probe(self, pendings: Sequence[Pending]) -> None:
-        """Tell the peers that are late what they are awaited in, so that a mismatch shows on both sides."""
-        waits = [p for p in pendings if isinstance(p, Receive) and not p.done and p.peer != ANYONE]
-        late = {p.key: p for p in reversed(waits)}.values()  # the first of each stream
-        self._knock({p.peer for p in late})  # in vain if they are not there yet: the next probe tries again
-        for p in late:
-            if self.link.reaches(p.peer) and p.peer not in self._peers.lost:
-                self.link.post(p.peer, probe_frame(p), b"")
 
-    def _knock(self, peers: Collection[int]) -> list[int]:
-        """Connect to those of `peers` that this card has never met, without much ado; returns those that it now has."""
-        strangers = [p for p in peers if p != self.rank and p not in self._peers.lost and not self.link.reaches(p)]
-        with self._turns.released():
-            for peer in strangers:
-                with contextlib.suppress(SuperpodError):
-                    self._connect(peer, None, _KNOCK / len(strangers))
-        return [p for p in strangers if self.link.reaches(p)]
-
-    # Failure
-
-    def fail_group_locked(self, group: Group, error: SuperpodError) -> None:
-        """As `fail_group`, for a probe handler, which holds the lock."""
-        if group.failure is not None:
-            return
-        group.failure = error
-        self._tell_failure(group, error, self.link.peers())
-        self._turns.rouse()
-
-    def _tell_failure(self, group: Group, error: SuperpodError, peers: Sequence[int]) -> None:
-        for peer in peers:
-            if peer not in self._peers.lost:
-                self.link.post(peer, fail_frame(group, self.rank, error), b"")
-
-    def _look_at_abort_flag(self) -> None:
-        if self._abort is not None and self._failure is None and (failure := self._abort.failure()) is not None:
-            self._failure = PeerLost(str(failure))
-            self._turns.rouse()
-
-    def _refuse_if_over(self, group: Group | None) -> None:
-        if self.closed:
-            raise LinkClosed(self._over)
-        if self._failure is not None:
-            raise again(self._failure)
-        if group is not None and group.failure is not None:
-            raise again(group.failure)
-
-    def _refuse(self, pendings: Sequence[Pending], group: Group) -> None:
-        """Raise when `pendings` can never be done."""
-        if (error := group.confirmed()) is not None:
-            self.fail_group_locked(group, error)
-        self._refuse_if_over(group)
-        for p in pendings:
-            if isinstance(p, Receive) and p.error is not None:
-                raise again(p.error)
-            if self._peers.lost and not p.done and (how := self._peers.all_lost(p.awaited)) is not None:
-                # whoever went may have gone because of something that others, or the launcher, are about to tell
-                group.suspect(PeerLost(f"{how}, but rank {self.rank} needs it in {p.call()}"))
+def _all_done(pendings: Sequence[Pending]) -> bool:
+    for p in pendings:  # noqa: SIM110  a generator costs more than most waits have to look at
+        if not p.done:
+            return False
+    return True
 
 
 _SELF = "rank {} cannot exchange messages with itself; copy the array instead"

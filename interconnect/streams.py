@@ -107,9 +107,11 @@ class Receive:
             incoming = np.frombuffer(payload, into.dtype)
             if self.reduce is None:
                 part[...] = incoming
-            else:
+            elif into.dtype.kind in "fc":
                 with np.errstate(all="ignore"):  # an overflow is the result; in whose thread it arises is chance
                     self.reduce(part, incoming, out=part)
+            else:
+                self.reduce(part, incoming, out=part)
         self.got += len(payload)
         self.done = self.got == into.nbytes
 
@@ -141,6 +143,7 @@ class Streams:
     def __init__(self, link: Link, segment: int, window: int, on_mismatch: Callable[[Receive, Header], None]) -> None:
         """`segment` and `window` in bytes; `on_mismatch` hears of a message that is not the one that was awaited."""
         self.bytes_sent = 0  # payload bytes handed to the link
+        self.spoilt = False  # some receive has an error
         self._link = link
         self._segment = max(64, segment // 64 * 64)  # whole elements of every dtype
         self._window = max(window, self._segment)
@@ -153,7 +156,14 @@ class Streams:
         self._sweep_at = _MANY
 
     def send(self, send: Send) -> None:
-        outlet = self._outlets[send.key]
+        outlet, nbytes = self._outlets[send.key], send.header.nbytes
+        under_way = outlet.outstanding + nbytes + FRAME_COST
+        if nbytes <= self._segment and under_way <= self._window and not outlet.backlog:  # most messages: in one frame
+            outlet.outstanding = under_way
+            self._link.post(send.key[0], encode(send.header), send.payload)
+            self.bytes_sent += nbytes
+            send.done = True
+            return
         outlet.backlog.append(send)
         if len(outlet.backlog) == 1:
             self._push(outlet)
@@ -180,6 +190,14 @@ class Streams:
     def arrive(self, key: StreamKey, header: Header, payload: Buffer) -> None:
         """A DATA frame has come in."""
         inlet = self._inlets[key]
+        if inlet.posted and not inlet.early and not inlet.rest:  # most messages: awaited, and in one frame
+            receive = inlet.posted[0]
+            if receive.expects(header, len(payload)):
+                self._accept(inlet, receive, header, payload)
+                inlet.consumed += len(payload) + FRAME_COST
+                if inlet.consumed >= self._credit_at:
+                    self._give_credit(key, inlet)
+                return
         inlet.early.append((header, payload))
         self._match(key, inlet)
 
@@ -235,6 +253,7 @@ class Streams:
             receive.error = SuperpodError(
                 f"{type(error).__name__} in {receive.call()} with what rank {receive.peer} sent: {error}"
             )
+            self.spoilt = True
             self._give_up(inlet, receive)
             inlet.rest -= len(payload)
         if receive.done:

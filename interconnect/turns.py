@@ -27,17 +27,17 @@ class Turns:
         return self.leading or bool(self._followers)
 
     def sleep(self, seconds: float) -> bool:
-        """Give the lock away until something may have happened. True if it was this thread that slept in the link."""
+        """Give the lock away until something may have happened. True if a descriptor that the link watches fired."""
         if self.leading:
             self._follow(seconds)
             return False
         self.leading = True
-        try:
-            with self.released():
-                self._link.wait(seconds)
+        try:  # as in `released`, without the price of a context manager
+            self.lock.release()
+            return self._link.wait(seconds)
         finally:
+            self.lock.acquire()
             self.leading = False
-        return True
 
     def _follow(self, seconds: float) -> None:
         event = threading.Event()

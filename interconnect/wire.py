@@ -30,6 +30,7 @@ class Kind(IntEnum):
 
 
 _KINDS = {int(kind): kind for kind in Kind}
+_pack = msgpack.Packer(autoreset=True).pack
 
 
 class Header(NamedTuple):
@@ -58,11 +59,12 @@ class Header(NamedTuple):
 
 def encode(header: Header) -> bytes:
     """The header as bytes; a text above MAX_TEXT is cut, and what UTF-8 cannot express in it becomes "?"."""
-    text = header.text
-    if len(text) > MAX_TEXT or not text.isascii():
-        text = _cut(text)
-    fields = (header.group, header.tag, header.sequence, header.step, header.nbytes, header.offset, text)
-    packed: bytes = msgpack.packb((VERSION, int(header.kind), *fields))
+    if len(header.text) > MAX_TEXT // 4:  # characters of up to 4 bytes
+        header = header._replace(text=_cut(header.text))
+    try:
+        packed: bytes = _pack((VERSION, *header))
+    except UnicodeEncodeError:
+        packed = _pack((VERSION, *header._replace(text=_cut(header.text))))
     return packed
 
 
@@ -77,33 +79,25 @@ def decode(frame: bytes | memoryview, payload_nbytes: int) -> Header:
         fields = msgpack.unpackb(frame, max_str_len=MAX_HEADER, max_array_len=16, max_map_len=0, max_bin_len=0)
     except (ValueError, msgpack.UnpackException) as error:
         raise BadFrame(f"header is not msgpack: {error or type(error).__name__}") from error
-    if not isinstance(fields, list) or len(fields) != 9:
+    if type(fields) is not list or len(fields) != 9:
         raise BadFrame("header is not a list of 9 fields; another program's message?")
-    version, kind, *numbers, text = fields
+    version, kind, group, tag, sequence, step, nbytes, offset, text = fields
     if version != VERSION:
         raise BadFrame(f"header has version {version!r}, this card speaks {VERSION}; install one superpod everywhere")
-    if type(text) is not str or {*map(type, numbers)} != {int} or type(kind) is not int:
+    integers = type(kind) is type(group) is type(tag) is type(sequence) is type(step) is type(nbytes) is type(offset)
+    if not integers or type(kind) is not int or type(text) is not str:
         raise BadFrame("header has a field of the wrong type")
     if kind not in _KINDS:
         raise BadFrame(f"header has the unknown kind {kind}")
-    group, tag, sequence, step, nbytes, offset = numbers
     header = Header(_KINDS[kind], group, tag, sequence, step, nbytes, offset, text)
-    _check_bounds(header, payload_nbytes)
-    return header
-
-
-def _check_bounds(header: Header, payload_nbytes: int) -> None:
-    if header.sequence < 0 or header.step < 0 or header.offset < 0 or not 0 <= header.nbytes <= MAX_MESSAGE:
+    if sequence < 0 or step < 0 or offset < 0 or not 0 <= nbytes <= MAX_MESSAGE:
         raise BadFrame(f"header has a number out of bounds: {header}")
-    if header.kind is not Kind.DATA:
+    if kind != Kind.DATA:
         if payload_nbytes:
             raise BadFrame(f"{header.kind.name} frame carries a payload of {payload_nbytes} B")
-        return
-    end = header.offset + payload_nbytes
-    if end > header.nbytes or (payload_nbytes == 0 and header.nbytes > 0):
-        raise BadFrame(
-            f"torn frame: payload of {payload_nbytes} B at offset {header.offset} of a message of {header.nbytes} B"
-        )
+    elif offset + payload_nbytes > nbytes or (payload_nbytes == 0 and nbytes > 0):
+        raise BadFrame(f"torn frame: payload of {payload_nbytes} B at offset {offset} of a message of {nbytes} B")
+    return header
 
 
 def _cut(text: str) -> str:

@@ -21,6 +21,7 @@ import struct
 import time
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -32,6 +33,7 @@ from superpod.interconnect.wire import MAX_HEADER
 
 INLINE = 4096  # bytes; below it a frame of its own costs more than copying the payload behind the header
 _PREFIX = struct.Struct("<H")
+_MORE = int(zmq.SNDMORE)
 _EVENT = struct.Struct("=Hi")
 _TOKEN = 8  # bytes
 _SETTLE = 1.0  # seconds that ZeroMQ's thread may need to be scheduled, on a machine with many cards
@@ -57,6 +59,8 @@ class ZmqLink:
         self._pid = os.getpid()
         self._token, self._secret = secrets.token_bytes(_TOKEN), secrets.token_bytes(_TOKEN)
         self._socket = self.context.socket(zmq.ROUTER)
+        base: Any = super(zmq.Socket, self._socket)  # pyzmq's compiled half: the other half takes its time with checks
+        self._send, self._recv = base.send, base.recv
         self._configure()
         self._file: Path | None = None
         try:
@@ -72,6 +76,7 @@ class ZmqLink:
         self._broken: set[int] = set()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._incoming, self._reports = [(self._socket, zmq.POLLIN)], [(self._monitor, zmq.POLLIN)]
+        self._watched: set[int] = set()
         self._poll = select.epoll()
         for fd in (self._socket.FD, self._monitor.FD, self._wake_fd):
             self._poll.register(fd, select.EPOLLIN)
@@ -144,9 +149,9 @@ class ZmqLink:
     def post(self, peer: int, header: bytes, payload: Buffer) -> None:
         if peer in self._broken:
             return
-        send = self._socket.send
+        send = self._send
         try:
-            send(self._routes[peer], zmq.SNDMORE)
+            send(self._routes[peer], _MORE)
         except zmq.ZMQError as error:
             if error.errno == errno.EHOSTUNREACH:  # the peer's own connection has just broken: `take` will tell
                 return
@@ -155,16 +160,16 @@ class ZmqLink:
         if len(payload) <= INLINE:
             send(first + payload)
         else:
-            send(first, zmq.SNDMORE)
+            send(first, _MORE)
             send(payload)
 
     def take(self) -> Arrival | Refused | Broken | None:
         while True:
             while zmq.zmq_poll(self._incoming, 0):  # a failing recv raises, which costs three times as much
-                route = self._socket.recv()
-                parts = [self._socket.recv(copy=False)]
+                route = self._recv()
+                parts = [self._recv(0, False)]
                 while parts[-1].more:
-                    parts.append(self._socket.recv(copy=False))
+                    parts.append(self._recv(0, False))
                 if (event := self._sort(route, parts)) is not None:
                     return event
             if not zmq.zmq_poll(self._reports, 0):
@@ -225,19 +230,24 @@ class ZmqLink:
                 with contextlib.suppress(zmq.ZMQError):
                     self._socket.disconnect(endpoint)
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
         if (look_at := self._connections.look_at) < inf:
             seconds = min(seconds, look_at - time.monotonic())
+        watched = False
         for fd, _ in self._poll.poll(max(seconds, 0)):
-            if fd == self._wake_fd:
+            if fd in self._watched:
+                watched = True
+            elif fd == self._wake_fd:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(fd)
+        return watched
 
     def wake(self) -> None:
         if not self._closed:
             os.eventfd_write(self._wake_fd, 1)
 
     def watch(self, fd: int) -> None:
+        self._watched.add(fd)
         self._poll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
 
     def close(self, linger: float) -> None:

@@ -214,8 +214,8 @@ def execute(comm: Communicator, schedule: Schedule, array: Any, scratch: Any = N
     engine: Engine = comm._engine
     plan = bind(schedule, comm.rank, [even_bounds(array.size, schedule.nchunks)], 1)
     spaces = [array] if not plan.scratch else [array, np.zeros(plan.scratch, array.dtype)]
-    where = Circumstances(engine.mesh, engine.group, engine.ranks, 0, "handmade", 60)
-    run(plan, spaces, where, reduce=np.add)
+    where = Circumstances(engine.mesh, engine.group, engine.ranks, "handmade")
+    run(plan, spaces, where, sequence=0, seconds=60, reduce=np.add)
     return array
 
 
