@@ -1,8 +1,9 @@
 """Which algorithm for which call: what the user asked for, else a table of what is fastest where it was measured.
 
-The table is for ZeroMQ on a host with few cores, where work counts and not steps: a message costs about 60 µs of
-processor time wherever it goes, and all ranks together move about 3.5 GB/s. Most all_reduce algorithms move the same
-2(n−1)·S in all, a binomial tree in the fewest messages. Its thresholds are estimates from these two numbers.
+The table is for ZeroMQ on a host with few cores, where work counts and not steps: a message costs 40 to 100 µs of
+processor time, the more the oftener a process must be woken up for it, and all ranks together move about 3.5 GB/s. Most
+all_reduce algorithms move the same 2(n−1)·S in all; a star in the fewest wake-ups, a binomial tree in as few messages.
+Its thresholds were measured on 2 cores with 2 to 64 ranks (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ TABLE: Mapping[str, tuple[Rule, ...]] = {  # the first rule that fits counts; th
     "all_reduce": (
         Rule(2, 512 * _K, "recursive_doubling"),
         Rule(2, MAX, "two_shot"),
-        Rule(4, 64 * _K, "recursive_doubling"),
-        Rule(MAX, 512 * _K, "tree"),
-        Rule(MAX, 8 * _M, "halving_doubling"),
-        Rule(MAX, MAX, "ring"),
+        Rule(64, 512 * _K, "star"),
+        Rule(4, MAX, "circulant"),
+        Rule(MAX, 8 * _M, "tree"),
+        Rule(MAX, MAX, "circulant"),
     ),
     "broadcast": (Rule(4, 64 * _K, "direct"), Rule(MAX, MAX, "tree")),
     "reduce": (Rule(4, 64 * _K, "direct"), Rule(MAX, MAX, "tree")),
     "all_gather": (Rule(2, MAX, "direct"), Rule(MAX, 1 * _M, "bruck"), Rule(MAX, MAX, "ring")),
-    "reduce_scatter": (Rule(2, MAX, "direct"), Rule(MAX, 1 * _M, "circulant"), Rule(MAX, MAX, "ring")),
+    "reduce_scatter": (Rule(2, MAX, "direct"), Rule(MAX, MAX, "circulant")),
     "all_to_all": (
         Rule(4, MAX, "pairwise"),
         Rule(16, 256 * _K, "bruck"),
         Rule(16, MAX, "pairwise"),
-        Rule(MAX, 2 * _M, "bruck"),
-        Rule(MAX, MAX, "pairwise"),
+        Rule(MAX, 1 * _M, "bruck"),
+        Rule(MAX, MAX, "direct"),
     ),
     "gather": (Rule(8, MAX, "direct"), Rule(MAX, 64 * _K, "tree"), Rule(MAX, MAX, "direct")),
     "scatter": (Rule(8, MAX, "direct"), Rule(MAX, 64 * _K, "tree"), Rule(MAX, MAX, "direct")),
