@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from superpod.benchmarks import job, plan, suite, torch_peers
+from superpod.benchmarks import job, plan, plots, suite, torch_peers
 from superpod.benchmarks.cases import CASES
 from superpod.benchmarks.options import add_shared, checked
 from superpod.benchmarks.plan import Plan
@@ -23,6 +23,7 @@ Measure collectives on cards of this machine, with nccl-tests' options and colum
   superpod-bench all -n 2,8 -e 1M -J results.json
   superpod-bench all_reduce -n 8 --algorithm all      each algorithm by itself
   superpod-bench torch -n 2,8,64 --peers gloo         through torch, against another backend
+  superpod-bench plot results.json -o picture.svg     time over size, from a file of -J
 
 Exit code: 0, 1 when a result is wrong or a card fails, 2 for arguments that break a rule."""
 
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["torch"]:
             return torch_peers.main(arguments[1:], command)
+        if arguments[:1] == ["plot"]:
+            return plots.main(arguments[1:])
         args = _parser().parse_args(arguments)
         return suite.run(_plan(args), plan.worlds(args.cards), link=args.link, path=args.json, command=command)
     except InvalidValue as error:

@@ -103,3 +103,29 @@ def test_a_call_that_the_worker_makes_after_the_stop_is_not_waited_for_in_vain()
     worker.stop(0.01)
     stopped.set()
     assert work.wait(LONG) == 5
+
+
+def test_a_callback_may_put_works_and_wait_for_them_and_the_order_stays() -> None:
+    """As torch's PowerSGD hook does, a level deeper still."""
+    worker, seen = Worker("a worker"), []
+    first, last, ended = Work("first"), Work("last"), threading.Event()
+
+    def nested(depth: int) -> None:
+        inner = Work(f"inner {depth}")
+        if depth:
+            inner.when_done(lambda _: nested(depth - 1))
+        worker.put(inner, lambda: seen.append(depth))
+        inner.wait(LONG)
+        if not depth:
+            ended.set()
+
+    begin = threading.Event()
+    first.when_done(lambda _: nested(2))
+    worker.put(first, lambda: begin.wait(LONG))
+    worker.put(last, lambda: seen.append("last"))
+    begin.set()
+    assert ended.wait(LONG)
+    last.wait(LONG)
+    assert seen == ["last", 2, 1, 0]
+    worker.stop(LONG)
+    assert worker.outstanding == 0

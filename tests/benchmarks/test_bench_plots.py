@@ -1,0 +1,67 @@
+"""Pictures of result files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from superpod.benchmarks import cli, plots
+from superpod.interconnect.errors import InvalidValue
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    return {"collective": "all_reduce", "world_size": 2, "nbytes": 8, "median_us": 1.0, "dtype": "float32"} | fields
+
+
+def test_a_panel_for_each_number_of_cards_and_a_line_for_each_backend() -> None:
+    rows = [
+        row(backend=backend, world_size=cards, nbytes=nbytes, median_us=time)
+        for backend, time in (("superpod", 2.0), ("gloo", 5.0))
+        for cards in (8, 2)
+        for nbytes in (1024, 8)
+    ]
+    panels = plots.lines(rows)
+    assert list(panels) == [2, 8]
+    assert panels[8] == {"superpod": [(8, 2.0), (1024, 2.0)], "gloo": [(8, 5.0), (1024, 5.0)]}
+
+
+def test_lines_are_named_by_what_differs() -> None:
+    rows = [row(requested_algorithm=name) for name in ("ring", "tree")]
+    assert set(plots.lines(rows)[2]) == {"ring", "tree"}
+    assert set(plots.lines([row()])[2]) == {"all_reduce"}
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_the_same_results_make_the_same_picture(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    source = tmp_path / "r.json"
+    source.write_text(
+        json.dumps({"header": {}, "rows": [row(backend="superpod"), row(backend="gloo", nbytes=1 << 20)]})
+    )
+    pictures = [tmp_path / f"{i}{suffix}" for i in range(2)]
+    for picture in pictures:
+        assert cli.main(["plot", str(source), "-o", str(picture), "--title", "all_reduce"]) == 0
+    one, other = (picture.read_bytes() for picture in pictures)
+    assert one == other
+    assert len(one) > 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("", "is no result file"), ("[]", "is no result file"), ('{"rows": []}', "has no rows: its run was ended")],
+)
+def test_a_file_without_results(tmp_path: Path, text: str, why: str) -> None:
+    source = tmp_path / "r.json"
+    source.write_text(text)
+    with pytest.raises(InvalidValue, match=why):
+        plots.read(source)
+    assert cli.main(["plot", str(source), "-o", "x.svg"]) == 2
+
+
+def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    with pytest.raises(InvalidValue, match=r"--output .*nowhere.* cannot be written .*name a .png"):
+        plots.draw([row()], tmp_path / "nowhere" / "p.svg", "")
