@@ -1,8 +1,8 @@
 """What a reduction does, for which dtypes, and in which precision it adds up.
 
-float16 is added up in float32, from the first operand to the last, and rounded once at the end; so is bfloat16, which
-only torch knows. A combination that makes no sense (the minimum of complex numbers, bits of floats, the average of
-integers) is refused by name.
+float16 is added up in float32, from the first operand to the last, and rounded once at the end; so are bfloat16 and the
+float8 kinds, which only torch knows. A combination that makes no sense (the minimum of complex numbers, bits of
+floats, the average of integers) is refused by name. MIN and MAX of floats give 0 for -0.
 """
 
 from __future__ import annotations
@@ -44,16 +44,25 @@ _KIND_NAMES = {"b": "bool", "i": "integers", "u": "unsigned integers", "f": "flo
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A reduction on one dtype: `ufunc` combines arrays of dtype `wide`."""
+    """A reduction on one dtype: `ufunc` combines arrays of dtype `wide`; before that, each rank's is times `factor`."""
 
     name: str
     ufunc: np.ufunc
     wide: np.dtype[Any]
+    factor: complex | None = None
+
+    def begin(self, array: Array) -> None:
+        """What this rank does to its own operand before it is combined with others, in place."""
+        if self.factor is not None:
+            with np.errstate(all="ignore"):
+                np.multiply(array, self.factor, out=array)
 
     def finish(self, array: Array, world_size: int) -> None:
         """What remains to be done once all operands are in, in place."""
         if self.name == "avg":
             np.divide(array, world_size, out=array)
+        elif self.name in ("min", "max") and self.wide.kind == "f":
+            np.add(array, 0, out=array)  # of -0 and 0 numpy takes either, by their order, which differs between ranks
 
 
 @cache
@@ -67,3 +76,17 @@ def operation(name: str, dtype: np.dtype[Any]) -> Operation:
         means = f"it works for {', '.join(able)}" if able else "only numbers and bool can be reduced"
         raise InvalidValue(f"op={name!r} makes no sense for {_KIND_NAMES.get(dtype.kind, 'such')} {dtype}; {means}")
     return Operation(name, ufunc, np.dtype(np.float32) if dtype == np.float16 else dtype)
+
+
+def premul_sum(factor: complex, dtype: np.dtype[Any]) -> Operation:
+    """The sum of all ranks' operands, each times its own rank's `factor`. Raises InvalidValue.
+
+    The product is made in the dtype that is added up in. torch only: no other interface can pass a factor.
+    """
+    able = "fc" if not isinstance(factor, complex) else "c"
+    if dtype.kind not in able:
+        raise InvalidValue(
+            f"op='premul_sum' with factor={factor!r} makes no sense for {_KIND_NAMES.get(dtype.kind, 'such')} {dtype}; "
+            f"it works for {' and '.join(_KIND_NAMES[kind] for kind in able)}"
+        )
+    return Operation("premul_sum", np.add, operation("sum", dtype).wide, factor)

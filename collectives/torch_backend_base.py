@@ -4,48 +4,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from superpod.collectives.engine import Engine
-from superpod.collectives.flat import Options
-from superpod.collectives.operations import Operation, operation
-from superpod.collectives.torch_backend_tensors import Bytes, check, label, source, wide_dtype
-from superpod.collectives.torch_backend_work import TorchWork
-from superpod.interconnect.errors import InvalidValue
+from superpod.collectives.torch_backend_monitored import monitored_barrier
+from superpod.collectives.torch_backend_tensors import Bytes, check, label, source
+from superpod.collectives.torch_backend_work import ENDED, Block, JointWork, TorchWork
+from superpod.interconnect.errors import InvalidValue, RemoteError
 
-_Red: Any = dist.ReduceOp.RedOpType
-_OPERATIONS = {
-    _Red.SUM: "sum",
-    _Red.AVG: "avg",
-    _Red.PRODUCT: "product",
-    _Red.MIN: "min",
-    _Red.MAX: "max",
-    _Red.BAND: "band",
-    _Red.BOR: "bor",
-    _Red.BXOR: "bxor",
-}
+
+class Card(Protocol):
+    """What a group needs of this process's part in the job."""
+
+    def release(self, engine: Engine) -> None:
+        """The group is done with its engine."""
+
+    def split(self, parent: Engine, ranks: Sequence[int], name: str, seconds: float, store: Any) -> GroupBase:
+        """A new group of some of the parent's ranks, of which this card is one."""
+
+
+@dataclass
+class GroupOptions:
+    """What torch keeps for a group that is made from this one."""
+
+    _timeout: timedelta
+    backend: str = "superpod"
 
 
 class GroupBase(dist.ProcessGroup):
     """A group of ranks without its collectives. Arguments as in torch's ProcessGroup."""
 
-    supports_splitting = False
-    supports_coalescing = False
+    supports_splitting = True
+    supports_coalescing = True
     supports_time_estimate = False
+    supports_shrinking = False
 
-    def __init__(self, engine: Engine, release: Callable[[Engine], None]) -> None:
-        """`release` is told when torch is done with the group."""
+    def __init__(self, engine: Engine, card: Card, store: Any) -> None:
+        """`store`: the group's own part of the store in which its ranks have met."""
         super().__init__(engine.rank, engine.world_size)  # type: ignore[call-arg]  # the stub knows torch's own only
         self._engine = engine
-        self._release = release
+        self._card = card
+        self._store = store
         self._name = self._desc = engine.name
-        self._operations: dict[tuple[Any, torch.dtype], Operation] = {}
+        self._monitored = self._split_count = 0
+        self._block: Block | None = None
+        self._block_lock = threading.Lock()
 
     # Messages
 
@@ -53,7 +64,7 @@ class GroupBase(dist.ProcessGroup):
         tensor = only(tensors)
         check(tensor)
         work = self._engine.send(source(tensor), self._peer(dst), tag, label(tensor), None)
-        return TorchWork(work, tensors)
+        return self._under_way(TorchWork(work, tensors))
 
     def recv(self, tensors: list[Tensor], src: int, tag: int = 0) -> TorchWork:
         peer, target, text = self._peer(src), self._target(tensors), label(only(tensors))
@@ -62,7 +73,7 @@ class GroupBase(dist.ProcessGroup):
             target.close()
             return peer
 
-        return TorchWork(self._engine.recv(target.data, peer, tag, text, None, finish), tensors)
+        return self._under_way(TorchWork(self._engine.recv(target.data, peer, tag, text, None, finish), tensors))
 
     def recv_anysource(self, tensors: list[Tensor], tag: int = 0) -> TorchWork:
         """Receive what anybody in the group sends first; the work's `source_rank` tells who it was."""
@@ -72,7 +83,8 @@ class GroupBase(dist.ProcessGroup):
             target.close()
             return peer
 
-        return TorchWork(self._engine.recv_any(target.data, tag, label(only(tensors)), finish), tensors)
+        work = self._engine.recv_any(target.data, tag, label(only(tensors)), finish)
+        return self._under_way(TorchWork(work, tensors))
 
     def _target(self, tensors: list[Tensor]) -> Bytes:
         check(tensor := only(tensors))
@@ -113,38 +125,121 @@ class GroupBase(dist.ProcessGroup):
     def _get_backend(self, device: torch.device) -> GroupBase:
         return self
 
+    @property
+    def _device_types(self) -> list[torch.device]:
+        return [torch.device("cpu")]
+
     def _set_default_timeout(self, timeout: timedelta) -> None:
         self._engine.timeout = timeout.total_seconds()
 
     set_timeout = _set_default_timeout
 
+    @property
+    def options(self) -> GroupOptions:
+        return GroupOptions(timedelta(seconds=self._engine.timeout))
+
+    def get_group_store(self) -> Any:
+        return self._store
+
+    def _set_sequence_number_for_group(self) -> None:
+        """Nothing to do: a group's collectives are numbered from 0 on every rank."""
+
+    # Its life
+
+    def split_group(
+        self,
+        new_ranks: Sequence[int],
+        timeout: timedelta | None = None,
+        opts: Any = None,
+        group_name: str | None = None,
+        group_desc: str | None = None,
+        device_types: Any = None,
+    ) -> GroupBase | None:
+        """A new group of this one's ranks `new_ranks`, in ascending order; None on a rank that is not among them.
+
+        All ranks of this group call it, those of one new group with the same ranks; no message is needed. `opts` and
+        `device_types` are for backends of several devices.
+        """
+        ranks, n = sorted(new_ranks), self._engine.world_size
+        if not ranks or len(set(ranks)) != len(ranks) or ranks[0] < 0 or ranks[-1] >= n:
+            raise InvalidValue(f"new_ranks={list(new_ranks)} must be distinct ranks of the group, 0 to {n - 1}")
+        self._split_count += 1
+        if self._engine.rank not in ranks:
+            return None
+        name = group_name or f"{self._name}:split:{self._split_count}:{'_'.join(map(str, ranks))}"
+        seconds = self._engine.timeout if timeout is None else timeout.total_seconds()
+        store = None if self._store is None else dist.distributed_c10d.PrefixStore(f"{name}/", self._store)
+        group = self._card.split(self._engine, ranks, name, seconds, store)
+        group._set_group_desc(group_desc or f"{self._desc}:split:{self._split_count}")
+        return group
+
+    def eager_connect_single_device(self, device: torch.device | None = None) -> None:
+        """Nothing to do: cards connect to those that they have something to say to."""
+
+    def perform_nocolor_split(self, device: torch.device | None = None) -> None:
+        """Nothing to do: a split needs only the ranks that are in it."""
+
     def shutdown(self) -> None:
         """Leave the group; with a process's last group its mesh is closed too. Idempotent."""
-        self._release(self._engine)
+        self._card.release(self._engine)
 
-    abort = shutdown
+    def abort(self) -> None:
+        """Leave the group at once: its calls that are under way end with an error, here and on the other ranks."""
+        error = RemoteError(f"rank {self._engine.mesh.rank} has aborted group {self._name}")
+        self._engine.mesh.fail_group(self._engine.group, error)
+        self.shutdown()
+
+    # Coalescing
+
+    def _start_coalescing(self, device: torch.device | None = None) -> None:
+        """Begin a block of calls that are all under way at once (see Block); torch's coalescing manager calls it."""
+        with self._block_lock:
+            if self._block is not None:
+                raise InvalidValue(f"group {self._name} is in a coalescing block already; end it before the next one")
+            self._block = Block()
+
+    def _end_coalescing(self, device: torch.device | None = None) -> JointWork:
+        """End the block; the work stands for all its calls."""
+        with self._block_lock:
+            if self._block is None:
+                raise InvalidValue(f"group {self._name} is in no coalescing block; _start_coalescing begins one")
+            block, self._block = self._block, None
+        return block.end()
+
+    def _under_way(self, work: TorchWork) -> TorchWork:
+        """What the caller gets of a call that has been issued."""
+        return work if (block := self._block) is None or not block.is_mine() else block.add(work)
 
     # For the collectives
 
     def _issue(self, what: str, action: Callable[[], Any], opts: Any, result: Any) -> TorchWork:
-        async_op = bool(getattr(opts, "asyncOp", True))
-        work = self._engine.issue(what, action, async_op=async_op)
-        return TorchWork(work if async_op else None, result)
+        if (block := self._block) is not None and block.is_mine():
+            return block.add(TorchWork(self._engine.issue(what, action, async_op=True), result))
+        if getattr(opts, "asyncOp", True):
+            return TorchWork(self._engine.issue(what, action, async_op=True), result)
+        self._engine.issue(what, action, async_op=False)
+        return ENDED
 
-    def _operation(self, reduce_op: Any, dtype: torch.dtype) -> Operation:
-        kind = getattr(reduce_op, "op", reduce_op)
-        op = self._operations.get((kind, dtype))
-        if op is None:
-            name = _OPERATIONS.get(kind)
-            if name is None:
-                raise InvalidValue(f"{kind} is not supported; superpod reduces with {', '.join(_OPERATIONS.values())}")
-            op = self._operations[kind, dtype] = operation(name, wide_dtype(dtype))
-        return op
+    def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
+        """As ProcessGroupGloo's: a barrier after which rank 0 names the ranks that have not come within `timeout`.
+
+        `torch.distributed.monitored_barrier` serves groups that are called gloo only, so call this method of the
+        group. Raises: see torch_backend_monitored.
+        """
+        seconds = self._engine.timeout if timeout is None else timeout.total_seconds()
+        number, self._monitored = self._monitored, self._monitored + 1
+        monitored_barrier(self._engine, number, seconds, wait_all_ranks)
 
     def _expect(self, count: int, what: str) -> None:
         """One of them a rank."""
         if count != self._engine.world_size:
             raise InvalidValue(f"{count} {what}, must be one a rank: {self._engine.world_size}")
+
+    def _fits(self, tensor: Tensor, counts: list[int], what: str) -> None:
+        """This rank's own tensor is as long as its block."""
+        own = self._engine.rank
+        if tensor.numel() != counts[own]:
+            raise InvalidValue(f"{what} has {tensor.numel()} elements, but block {own} of the list has {counts[own]}")
 
     def _splits(self, tensor: Tensor, splits: list[int] | None, name: str) -> list[int]:
         """Elements per rank from splits of the first axis, even ones when none are given."""
@@ -166,15 +261,14 @@ class GroupBase(dist.ProcessGroup):
 
 def only(items: Any) -> Any:
     """The one item of a list: torch passes lists, from the time when a process drove several devices."""
-    if isinstance(items, Tensor):
+    if type(items) is not list and isinstance(items, Tensor):
         return items
     if len(items) != 1:
         raise InvalidValue(f"{len(items)} items in the list, must be 1: one process drives one card")
     return items[0]
 
 
-def limits(opts: Any) -> Options:
-    """The call's own time limit, if it has one."""
-    timeout = getattr(opts, "timeout", None)
-    seconds = timeout.total_seconds() if timeout is not None else -1.0
-    return Options(timeout=seconds if seconds > 0 else None)
+def blocks_of(lists: Any) -> list[Tensor]:
+    """The one list of tensors in a list of lists, or the list itself in torch's shorter signatures."""
+    blocks: list[Tensor] = lists if lists and isinstance(lists[0], Tensor) else only(lists)
+    return blocks

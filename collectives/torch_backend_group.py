@@ -18,7 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from superpod.collectives import flat
-from superpod.collectives.torch_backend_base import GroupBase, limits, only
+from superpod.collectives.engine import Engine
+from superpod.collectives.flat import Options
+from superpod.collectives.operations import Operation
+from superpod.collectives.torch_backend_base import GroupBase, blocks_of, only
+from superpod.collectives.torch_backend_options import limits, options, reduction
 from superpod.collectives.torch_backend_sparse import all_reduce as sparse_all_reduce
 from superpod.collectives.torch_backend_sparse import check_sparse
 from superpod.collectives.torch_backend_tensors import (
@@ -26,63 +30,70 @@ from superpod.collectives.torch_backend_tensors import (
     Reducible,
     blocks_label,
     check,
+    distribute,
     dtype_name,
     joined,
     label,
+    own_numbers,
     source,
     store,
 )
 from superpod.collectives.torch_backend_work import TorchWork, last_of
 from superpod.interconnect.errors import InvalidValue
 
+_c10d: Any = dist.distributed_c10d
 
-class SuperpodProcessGroup(GroupBase):
+
+class CollectiveGroup(GroupBase):
     """One group of ranks, with the methods that torch calls, from Python or C++. Arguments as in torch's ProcessGroup.
 
-    Every collective returns a TorchWork. `opts.asyncOp` decides whether it has ended by then. Raises InvalidValue at
-    once for arguments that break a rule; everything else is raised by the work.
+    Every collective returns a TorchWork. Where `opts.asyncOp` is False it has ended by then, and its outputs are only
+    in the caller's hands. Raises InvalidValue at once for arguments that break a rule; the work raises the rest.
     """
 
     # Reductions
 
-    def allreduce(self, tensors: list[Tensor] | Tensor, opts: Any = None) -> TorchWork:
+    def allreduce(
+        self, tensors: list[Tensor] | Tensor, opts: Any = None, timeout: Any = None, *, op: Any = None
+    ) -> TorchWork:
         tensor = only(tensors)
-        opts = _allreduce_options(opts)
-        op, text = self._operation(opts.reduceOp, tensor.dtype), dtype_name(tensor.dtype)
-        if tensor.layout is not torch.strided:
-            check_sparse(tensor, op.name)
-            return self._issue(
-                "all_reduce", partial(sparse_all_reduce, self._engine, tensor, limits(opts)), opts, [tensor]
-            )
-        check(tensor)
-
-        def action() -> None:
-            target = Reducible(tensor)
-            flat.all_reduce(self._engine, target.data, op, text, limits(opts))
-            target.close()
-
+        opts = options(dist.AllreduceOptions, opts, op, timeout)
+        reduce, limit = reduction(opts.reduceOp, tensor.dtype), limits(opts)
+        if tensor.layout is torch.strided:
+            check(tensor)
+            action = partial(_all_reduce, self._engine, tensor, reduce, limit)
+        else:
+            check_sparse(tensor, reduce.name)
+            action = partial(sparse_all_reduce, self._engine, tensor, limit)
         return self._issue("all_reduce", action, opts, [tensor])
 
-    def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> TorchWork:
-        opts = opts or dist.AllreduceCoalescedOptions()
-        check(*tensors)
-        return last_of([self.allreduce([t], opts) for t in tensors], tensors)
-
-    def reduce(self, tensors: list[Tensor], opts: Any = None) -> TorchWork:
-        tensor, opts = only(tensors), opts or dist.ReduceOptions()
-        op, text = self._operation(opts.reduceOp, tensor.dtype), dtype_name(tensor.dtype)
+    def reduce(
+        self,
+        tensors: list[Tensor] | Tensor,
+        opts: Any = None,
+        op: Any = None,
+        timeout: Any = None,
+        *,
+        root: int | None = None,
+    ) -> TorchWork:
+        tensor, opts = only(tensors), options(dist.ReduceOptions, opts, root, op, timeout)
+        reduce, text, limit = reduction(opts.reduceOp, tensor.dtype), dtype_name(tensor.dtype), limits(opts)
         check(tensor)
 
         def action() -> None:
             target = Reducible(tensor, copy=True)
-            flat.reduce(self._engine, target.data, op, opts.rootRank, text, limits(opts))
+            reduce.begin(target.data)
+            flat.reduce(self._engine, target.data, reduce, opts.rootRank, text, limit)
             if self._engine.rank == opts.rootRank:
                 target.close()
 
         return self._issue("reduce", action, opts, [tensor])
 
-    def reduce_scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any = None) -> TorchWork:
-        output, blocks = only(outputs), only(inputs)
+    def reduce_scatter(
+        self, outputs: Any, inputs: Any, opts: Any = None, timeout: Any = None, *, op: Any = None
+    ) -> TorchWork:
+        output, blocks = only(outputs), blocks_of(inputs)
+        opts = options(dist.ReduceScatterOptions, opts, op, timeout)
         self._expect(len(blocks), "tensors in the input list")
         check(output, *blocks)
         return self._reduce_scatter(output, partial(joined, blocks), [b.numel() for b in blocks], opts)
@@ -98,49 +109,44 @@ class SuperpodProcessGroup(GroupBase):
 
     _reduce_scatter_base = reduce_scatter_single
 
-    def reduce_scatter_single_coalesced(
-        self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
-    ) -> TorchWork:
-        check(*outputs, *inputs)
-        pairs = zip(outputs, inputs, strict=True)
-        return last_of([self.reduce_scatter_single(o, i, opts) for o, i in pairs], outputs)
-
-    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
-
     def _reduce_scatter(self, output: Tensor, join: Callable[[], Tensor], counts: list[int], opts: Any) -> TorchWork:
-        opts = opts or dist.ReduceScatterOptions()
-        op, text = self._operation(opts.reduceOp, output.dtype), blocks_label(counts, output.dtype)
+        opts = options(dist.ReduceScatterOptions, opts)
+        reduce, text, limit = reduction(opts.reduceOp, output.dtype), blocks_label(counts, output.dtype), limits(opts)
         self._fits(output, counts, "the output")
 
         def action() -> None:
             data = Reducible(join(), copy=True).data
-            own = flat.reduce_scatter(self._engine, data, counts, op, text, limits(opts))
+            reduce.begin(data)
+            own = flat.reduce_scatter(self._engine, data, counts, reduce, text, limit)
             store(output, own)
 
         return self._issue("reduce_scatter", action, opts, [output])
 
     # Copies
 
-    def broadcast(self, tensors: list[Tensor] | Tensor, opts: Any = None) -> TorchWork:
-        tensor, opts = only(tensors), opts or dist.BroadcastOptions()
-        root, text = opts.rootRank, label(tensor)
+    def broadcast(
+        self, tensors: list[Tensor] | Tensor, opts: Any = None, timeout: Any = None, *, root: int | None = None
+    ) -> TorchWork:
+        tensor, opts = only(tensors), options(dist.BroadcastOptions, opts, root, timeout)
+        source_rank, text, limit = opts.rootRank, label(tensor), limits(opts)
         check(tensor)
 
         def action() -> None:
             target = Bytes(tensor)
-            flat.broadcast(self._engine, target.data, root, text, limits(opts))
-            if self._engine.rank != root:
+            flat.broadcast(self._engine, target.data, source_rank, text, limit)
+            if self._engine.rank != source_rank:
                 target.close()
 
         return self._issue("broadcast", action, opts, [tensor])
 
-    def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> TorchWork:
-        blocks, tensor = only(outputs), only(inputs)
+    def allgather(self, outputs: Any, inputs: Any, opts: Any = None, *, timeout: Any = None) -> TorchWork:
+        blocks, tensor = blocks_of(outputs), only(inputs)
+        opts = options(_c10d.AllgatherOptions, opts, timeout)
         self._expect(len(blocks), "tensors in the output list")
         check(tensor, *blocks)
         counts = [b.numel() for b in blocks]
         together = torch.empty(sum(counts), dtype=tensor.dtype)
-        return self._all_gather(together, tensor, counts, opts, partial(_distribute, together, blocks), [blocks])
+        return self._all_gather(together, tensor, counts, opts, partial(distribute, together, blocks), [blocks])
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> TorchWork:  # noqa: A002
         check(input, output)
@@ -159,18 +165,11 @@ class SuperpodProcessGroup(GroupBase):
         works = [self.allgather([[rank[i] for rank in outputs]], [tensor], opts) for i, tensor in enumerate(inputs)]
         return last_of(works, outputs)
 
-    def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> TorchWork:
-        for output, tensor in zip(outputs, inputs, strict=True):
-            check(output, tensor)
-        pairs = zip(outputs, inputs, strict=True)
-        return last_of([self.all_gather_single(o, i, opts) for o, i in pairs], outputs)
-
-    allgather_into_tensor_coalesced = all_gather_single_coalesced
-
     def _all_gather(
         self, output: Tensor, tensor: Tensor, counts: list[int], opts: Any, finish: Callable[[], None], result: Any
     ) -> TorchWork:
-        text, size = blocks_label(counts, tensor.dtype), tensor.element_size()
+        opts = options(_c10d.AllgatherOptions, opts)
+        text, size, limit = blocks_label(counts, tensor.dtype), tensor.element_size(), limits(opts)
         self._fits(tensor, counts, "the input")
 
         def action() -> None:
@@ -178,43 +177,49 @@ class SuperpodProcessGroup(GroupBase):
             start = sum(counts[: self._engine.rank]) * size
             own = source(tensor)
             target.data[start : start + own.size] = own
-            flat.all_gather(self._engine, target.data, [c * size for c in counts], text, limits(opts))
+            flat.all_gather(self._engine, target.data, [c * size for c in counts], text, limit)
             target.close()
             finish()
 
         return self._issue("all_gather", action, opts, result)
 
-    def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> TorchWork:
-        tensor, opts = only(inputs), opts or dist.GatherOptions()
-        text, blocks = label(tensor), self._root_blocks(outputs, tensor, opts.rootRank, "gather")
+    def gather(
+        self, outputs: Any, inputs: Any, opts: Any = None, timeout: Any = None, *, root: int | None = None
+    ) -> TorchWork:
+        tensor, opts = only(inputs), options(dist.GatherOptions, opts, root, timeout)
+        text, limit = label(tensor), limits(opts)
+        blocks = self._root_blocks(outputs, tensor, opts.rootRank, "gather")
 
         def action() -> None:
             together = None if blocks is None else torch.empty(tensor.numel() * len(blocks), dtype=tensor.dtype)
             out = None if together is None else Bytes(together, read=False).data
-            flat.gather(self._engine, source(tensor), out, opts.rootRank, text, limits(opts))
+            flat.gather(self._engine, source(tensor), out, opts.rootRank, text, limit)
             if together is not None and blocks is not None:
-                _distribute(together, blocks)
+                distribute(together, blocks)
 
         return self._issue("gather", action, opts, outputs)
 
-    def scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any = None) -> TorchWork:
-        tensor, opts = only(outputs), opts or dist.ScatterOptions()
-        text, blocks = label(tensor), self._root_blocks(inputs, tensor, opts.rootRank, "scatter")
+    def scatter(
+        self, outputs: Any, inputs: Any, opts: Any = None, timeout: Any = None, *, root: int | None = None
+    ) -> TorchWork:
+        tensor, opts = only(outputs), options(dist.ScatterOptions, opts, root, timeout)
+        text, limit = label(tensor), limits(opts)
+        blocks = self._root_blocks(inputs, tensor, opts.rootRank, "scatter")
 
         def action() -> None:
             target = Bytes(tensor, read=False)
             together = None if blocks is None else source(joined(blocks))
-            flat.scatter(self._engine, together, target.data, opts.rootRank, text, limits(opts))
+            flat.scatter(self._engine, together, target.data, opts.rootRank, text, limit)
             target.close()
 
         return self._issue("scatter", action, opts, outputs)
 
-    def _root_blocks(self, lists: list[list[Tensor]], own: Tensor, root: int, what: str) -> list[Tensor] | None:
+    def _root_blocks(self, lists: Any, own: Tensor, root: int, what: str) -> list[Tensor] | None:
         """The root's list of one tensor a rank, each as long as `own`; elsewhere None."""
         check(own)
         if self._engine.rank != root:
             return None
-        blocks: list[Tensor] = only(lists)
+        blocks = blocks_of(lists)
         self._expect(len(blocks), f"tensors in the {what} list")
         check(own, *blocks)
         for i, block in enumerate(blocks):
@@ -224,13 +229,16 @@ class SuperpodProcessGroup(GroupBase):
                 )
         return blocks
 
-    def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> TorchWork:
+    def alltoall(
+        self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None, *, timeout: Any = None
+    ) -> TorchWork:
+        opts = options(_c10d.AllToAllOptions, opts, timeout)
         self._expect(len(outputs), "output tensors")
         self._expect(len(inputs), "input tensors")
         check(*outputs, *inputs)
         splits, counts = [t.numel() for t in outputs], [t.numel() for t in inputs]
         together = torch.empty(sum(splits), dtype=outputs[0].dtype)
-        finish = partial(_distribute, together, outputs)
+        finish = partial(distribute, together, outputs)
         return self._all_to_all(together, partial(joined, inputs), splits, counts, opts, finish, outputs, equal=False)
 
     def all_to_all_single(
@@ -240,8 +248,11 @@ class SuperpodProcessGroup(GroupBase):
         output_splits: list[int] | None = None,
         input_splits: list[int] | None = None,
         opts: Any = None,
+        *,
+        timeout: Any = None,
     ) -> TorchWork:
         check(output, input)
+        opts = options(_c10d.AllToAllOptions, opts, timeout)
         counts = self._splits(input, input_splits, "input")
         splits = self._splits(output, output_splits, "output")
         equal = not input_splits and not output_splits
@@ -261,7 +272,7 @@ class SuperpodProcessGroup(GroupBase):
         *,
         equal: bool,
     ) -> TorchWork:
-        size, own = output.element_size(), self._engine.rank
+        size, own, limit = output.element_size(), self._engine.rank, limits(opts)
         text = label(output) if equal else f"uneven × {dtype_name(output.dtype)}"
         if splits[own] != counts[own]:
             raise InvalidValue(
@@ -271,38 +282,25 @@ class SuperpodProcessGroup(GroupBase):
         def action() -> None:
             target = Bytes(output, read=False)
             sent, taken = [c * size for c in counts], [s * size for s in splits]
-            flat.all_to_all(self._engine, source(join()), target.data, sent, taken, text, limits(opts), equal=equal)
+            flat.all_to_all(self._engine, source(join()), target.data, sent, taken, text, limit, equal=equal)
             target.close()
             finish()
 
         return self._issue("all_to_all", action, opts, result)
 
-    def barrier(self, opts: Any = None) -> TorchWork:
-        return self._issue("barrier", lambda: flat.barrier(self._engine, limits(opts)), opts, None)
-
-    def _fits(self, tensor: Tensor, counts: list[int], what: str) -> None:
-        """This rank's own tensor is as long as its block."""
-        own = self._engine.rank
-        if tensor.numel() != counts[own]:
-            raise InvalidValue(f"{what} has {tensor.numel()} elements, but block {own} of the list has {counts[own]}")
+    def barrier(self, opts: Any = None, *, timeout: Any = None) -> TorchWork:
+        opts = options(_c10d.BarrierOptions, opts, timeout)
+        return self._issue("barrier", partial(flat.barrier, self._engine, limits(opts)), opts, None)
 
 
 def _nothing() -> None:
     pass
 
 
-def _distribute(together: Tensor, blocks: list[Tensor]) -> None:
-    """Copy consecutive elements into tensors of any shape and memory layout."""
-    parts = torch.split(together, [b.numel() for b in blocks])
-    for block, part in zip(blocks, parts, strict=True):
-        block.detach().copy_(part.view(block.shape))
-
-
-def _allreduce_options(opts: Any) -> Any:
-    """Options as torch passes them, or made from a bare ReduceOp."""
-    if opts is not None and hasattr(opts, "reduceOp"):
-        return opts
-    made = dist.AllreduceOptions()
-    if opts is not None:
-        made.reduceOp = opts
-    return made
+def _all_reduce(engine: Engine, tensor: Tensor, op: Operation, limit: Options) -> None:
+    text, own = dtype_name(tensor.dtype), own_numbers(tensor)
+    data = Reducible(tensor, copy=True).data if own is None else own
+    op.begin(data)
+    flat.all_reduce(engine, data, op, text, limit)
+    if own is None:
+        store(tensor, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,16 @@ from superpod.interconnect.errors import InvalidValue
 
 Array = npt.NDArray[Any]
 
-_NAMES: dict[torch.dtype, str] = {}
-
 
 def label(tensor: Tensor) -> str:
     """Length and dtype in words: "12 × float32"."""
     return f"{tensor.numel()} × {dtype_name(tensor.dtype)}"
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """A dtype in a word: "float32"."""
-    name = _NAMES.get(dtype)
-    if name is None:
-        name = _NAMES[dtype] = str(dtype).removeprefix("torch.")
-    return name
+    return str(dtype).removeprefix("torch.")
 
 
 def blocks_label(counts: list[int], dtype: torch.dtype) -> str:
@@ -38,14 +35,15 @@ def blocks_label(counts: list[int], dtype: torch.dtype) -> str:
 
 def check(*tensors: Tensor) -> None:
     """Raises InvalidValue for what no card can send, and for tensors of one call that differ in dtype."""
+    dtype = tensors[0].dtype if tensors else None
     for tensor in tensors:
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        if not tensor.is_cpu or tensor.layout is not torch.strided:
             raise InvalidValue(
                 f"tensor on {tensor.device} with layout {tensor.layout}: superpod moves dense CPU tensors; "
                 "move it with .cpu(), make it dense with .to_dense()"
             )
-        if tensor.dtype is not tensors[0].dtype:
-            raise InvalidValue(f"tensors of {tensors[0].dtype} and {tensor.dtype} in one call must have one dtype")
+        if tensor.dtype is not dtype:
+            raise InvalidValue(f"tensors of {dtype} and {tensor.dtype} in one call must have one dtype")
 
 
 def source(tensor: Tensor) -> Array:
@@ -61,8 +59,19 @@ def joined(tensors: list[Tensor]) -> Tensor:
 def _as_bytes(tensor: Tensor) -> Array:
     if not tensor.numel():
         return np.empty(0, np.uint8)
-    array: Array = tensor.view(-1).view(torch.uint8).numpy()
+    if not _numpy_knows(tensor.dtype):
+        tensor = tensor.view(-1).view(torch.uint8)
+    array: Array = tensor.numpy().reshape(-1).view(np.uint8)
     return array
+
+
+@cache
+def _numpy_knows(dtype: torch.dtype) -> bool:
+    try:
+        torch.empty(0, dtype=dtype).numpy()
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def _lies_flat(tensor: Tensor) -> bool:
@@ -87,21 +96,32 @@ class Bytes:
             self._tensor.copy_(self._flat)
 
 
+def own_numbers(tensor: Tensor) -> Array | None:
+    """A tensor's memory as a flat array, if its numbers lie there in order and in the dtype they are added up in."""
+    if _wide(tensor.dtype) is not tensor.dtype or not _lies_flat(tensor):
+        return None
+    data: Array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
+    return data if data.ndim == 1 else data.reshape(-1)
+
+
 class Reducible:
     """A tensor's numbers in the dtype that they are added up in: its memory where that will do, else a copy."""
 
     def __init__(self, tensor: Tensor, *, copy: bool = False) -> None:
         """`copy`: never the tensor's own memory, because the call uses it up."""
-        self._tensor = flat = tensor.detach()
-        wide = _wide(tensor.dtype)
-        self._copied = copy or wide is not tensor.dtype or not _lies_flat(tensor)
-        if self._copied:
-            flat = torch.empty(tensor.shape, dtype=wide).copy_(self._tensor)
-        self.data: Array = flat.view(-1).numpy()
+        self._tensor = tensor
+        own = None if copy else own_numbers(tensor)
+        self._copied = own is None
+        self.data: Array = own if own is not None else _wide_copy(tensor)
 
     def close(self) -> None:
         if self._copied:
             store(self._tensor, self.data)
+
+
+def _wide_copy(tensor: Tensor) -> Array:
+    copy: Array = torch.empty(tensor.shape, dtype=_wide(tensor.dtype)).copy_(tensor.detach()).numpy().reshape(-1)
+    return copy
 
 
 def wide_dtype(dtype: torch.dtype) -> np.dtype[Any]:
@@ -112,6 +132,7 @@ def wide_dtype(dtype: torch.dtype) -> np.dtype[Any]:
         raise InvalidValue(f"tensors of {dtype} cannot be reduced; convert them with .to()") from error
 
 
+@cache
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """float16, bfloat16 and the float8 kinds are added up in float32."""
     if dtype.is_floating_point and dtype.itemsize < 4:
@@ -122,3 +143,10 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def store(tensor: Tensor, data: Array) -> None:
     """Put reduced numbers into a tensor of any dtype and memory layout, rounding once."""
     tensor.detach().copy_(torch.from_numpy(data).view(tensor.shape))
+
+
+def distribute(together: Tensor, blocks: list[Tensor]) -> None:
+    """Copy consecutive elements into tensors of any shape and memory layout, rounding once."""
+    parts = torch.split(together, [b.numel() for b in blocks])
+    for block, part in zip(blocks, parts, strict=True):
+        block.detach().copy_(part.view(block.shape))

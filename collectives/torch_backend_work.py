@@ -1,7 +1,9 @@
-"""torch's view of a call under way."""
+"""torch's view of calls under way: of one, and of several that were made in a coalescing block."""
 
 from __future__ import annotations
 
+import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 from superpod.collectives.work import Work
+
+_NEVER, _SOON = timedelta(0), timedelta(microseconds=1)
 
 
 class TorchWork(dist.Work):
@@ -20,7 +24,7 @@ class TorchWork(dist.Work):
         self._outputs = outputs
         self._future: torch.futures.Future[Any] | None = None
 
-    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+    def wait(self, timeout: timedelta = _NEVER) -> bool:
         """Returns True, or raises what the call raised. A timeout of zero or less means the group's own."""
         if self._work is not None:
             seconds = timeout.total_seconds()
@@ -65,6 +69,86 @@ class TorchWork(dist.Work):
         return self._outputs
 
 
+ENDED = TorchWork(None, None)
+"""What a synchronous call returns: its caller has the outputs."""
+
+
+class JointWork(TorchWork):
+    """Several calls as one: it ends when all have, and fails if one has."""
+
+    def __init__(self, works: list[TorchWork]) -> None:
+        super().__init__(None, [work.result() for work in works])
+        self._works = works
+
+    def wait(self, timeout: timedelta = _NEVER) -> bool:
+        """As TorchWork.wait; the timeout is for all together."""
+        end = time.monotonic() + timeout.total_seconds()
+        for work in self._works:
+            work.wait(max(timedelta(seconds=end - time.monotonic()), _SOON) if timeout > _NEVER else _NEVER)
+        return True
+
+    def _outcome(self, _: Any) -> Any:
+        JointWork.wait(self)
+        return self._outputs
+
+    def is_completed(self) -> bool:
+        return all(work.is_completed() for work in self._works)
+
+    def exception(self) -> Any:
+        return next((error for work in self._works if (error := work.exception()) is not None), None)
+
+    def get_future(self) -> torch.futures.Future[Any]:
+        if self._future is None:
+            self._future = torch.futures.collect_all([work.get_future() for work in self._works]).then(self._outcome)
+        return self._future
+
+
+class Block:
+    """The calls that one thread makes between `_start_coalescing` and `_end_coalescing`.
+
+    All of them are under way at once, whatever their order: a receive before the send that the peer waits for does
+    no harm. So inside the block nobody waits for one of them; their results are there once the block has ended.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._works: list[TorchWork] = []
+        self.over = False
+
+    def is_mine(self) -> bool:
+        """Whether the calling thread opened it."""
+        return self._thread == threading.get_ident()
+
+    def add(self, work: TorchWork) -> TorchWork:
+        """Note a call; returns what its caller gets."""
+        self._works.append(work)
+        return _InBlock(self, work)
+
+    def end(self) -> JointWork:
+        """One work for them all."""
+        self.over = True
+        return JointWork(self._works)
+
+
+class _InBlock(JointWork):
+    """A call of a block that may still be open."""
+
+    def __init__(self, block: Block, work: TorchWork) -> None:
+        super().__init__([work])
+        self._block, self._outputs = block, work.result()
+
+    def wait(self, timeout: timedelta = _NEVER) -> bool:
+        """As TorchWork.wait; while the block is open, returns at once."""
+        return True if not self._block.over else super().wait(timeout)
+
+    def source_rank(self) -> int:
+        return self._works[0].source_rank()
+
+    _source_rank = source_rank
+
+
 def last_of(works: list[TorchWork], outputs: Any) -> TorchWork:
     """One work for several calls of a group: they end in issue order, so the last one stands for all."""
+    if works and isinstance(works[-1], JointWork):
+        return JointWork(works)
     return TorchWork(works[-1]._work if works else None, outputs)

@@ -17,7 +17,8 @@ Op = dist.ReduceOp
 N = 4
 REAL = ["float64", "float32", "float16", "bfloat16"]
 WHOLE = ["int64", "int32", "int16", "int8", "uint8"]
-DTYPES = [*REAL, *WHOLE, "bool", "complex64", "complex128", "float8_e4m3fn", "uint16"]
+UNSIGNED = ["uint16", "uint32", "uint64"]
+DTYPES = [*REAL, *WHOLE, *UNSIGNED, "bool", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
@@ -40,8 +41,8 @@ def reduced(op: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
     else:
         functions = {Op.SUM: torch.add, Op.AVG: torch.add, Op.PRODUCT: torch.mul, Op.MIN: torch.min, Op.MAX: torch.max}
     functions |= {Op.BAND: torch.bitwise_and, Op.BOR: torch.bitwise_or, Op.BXOR: torch.bitwise_xor}
-    if wide is torch.uint16:
-        return reduced(op, [t.to(torch.int32) for t in tensors]).to(wide)
+    if wide in (torch.uint16, torch.uint32, torch.uint64):
+        return reduced(op, [t.to(torch.int64) for t in tensors]).to(wide)
     total = functools.reduce(functions[op], [t.to(wide) for t in tensors])
     return (total / len(tensors) if op == Op.AVG else total).to(tensors[0].dtype)
 
@@ -305,3 +306,19 @@ def same_bits(rank: int, n: int) -> bytes:
 
 def test_the_same_bits_on_all_ranks_and_in_all_runs(torch_cards: TorchCards) -> None:
     assert len({*torch_cards(5, same_bits), *torch_cards(5, same_bits)}) == 1
+
+
+def zeros_of_both_signs(rank: int, n: int) -> list[str]:
+    results = []
+    for op in (Op.MIN, Op.MAX):
+        for dtype in (torch.float32, torch.bfloat16):
+            zero = torch.tensor([0.0, -0.0, -0.0] if rank else [-0.0, 0.0, -0.0]).to(dtype)
+            dist.all_reduce(zero, op)
+            results.append(str(zero.tolist()))
+    return results
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_zero_has_one_sign_on_all_ranks(torch_cards: TorchCards, n: int) -> None:
+    """numpy's minimum of -0 and 0 is the second one, and two ranks may meet them in either order."""
+    assert torch_cards(n, zeros_of_both_signs) == [["[0.0, 0.0, 0.0]"] * 4] * n

@@ -159,7 +159,7 @@ def not_there(rank: int, n: int) -> None:
     with pytest.raises(ValueError, match="monitored_barrier is only implemented for GLOO"):
         dist.monitored_barrier()
     group = dist.distributed_c10d._get_default_group()
-    assert (repr(group.getBackendName()), group.name(), group.supports_splitting) == ("'superpod'", "superpod", False)
+    assert (repr(group.getBackendName()), group.name(), group.supports_splitting) == ("'superpod'", "superpod", True)
     assert summed() == n
 
 
