@@ -14,10 +14,10 @@ TEST := $(BIN)/python -m pytest -n auto --maxprocesses=8
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help train test check bench clean
+.PHONY: help train test check conformance bench validation clean
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 	@echo "PYTHON=python3.12 in front chooses the interpreter (3.11 or newer)."
 
 train: $(VENV)/.examples ## 64 cards train a network on handwritten digits
@@ -32,8 +32,14 @@ check: $(VENV)/.dev ## format, lint, types and the fast tests: under a minute
 	@$(BIN)/mypy
 	@$(TEST) -m "not slow"
 
+conformance: $(VENV)/.dev ## torch's own tests of torch.distributed, on 2, 3 and 4 cards: some minutes
+	@$(BIN)/python tests/conformance/conformance.py
+
 bench: $(VENV)/.dev ## all-reduce on 8 cards, 8 B to 1 MiB
 	@$(BIN)/superpod-bench all_reduce -n 8 -b 8 -e 1M -f 8
+
+validation: $(VENV)/.dev ## the model against measured machines: fit a few points, predict the rest
+	@$(BIN)/python -m superpod.simulator.validate
 
 clean: ## remove .venv and everything that was built
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

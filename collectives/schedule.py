@@ -14,8 +14,9 @@ schedule. Two moves into one slot of which one overwrites are a hazard, which `v
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +87,39 @@ class Step:
         return len(self.src)
 
 
+class Exchange(NamedTuple):
+    """Groups in which every rank sends `chunks` to every other: `size` ranks that are `stride` apart form one.
+
+    Ranks r and q belong together if r % stride = q % stride and r // (size · stride) = q // (size · stride).
+    """
+
+    chunks: int
+    size: int
+    stride: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What some steps carry, for readers whom only amounts concern; all in chunks, summed over the moves of a pair.
+
+    Attributes:
+        times: so many steps in a row load every link alike.
+        flows: one entry a pair of ranks, with the chunks that move between the two as `count`, or None.
+        exchanges: everybody to everybody in groups.
+        shift: (chunks, first, last): with it, every rank sends them to the rank `first` further on in the first of
+            the steps, and so on to `last` in the last; times = last − first + 1.
+        local: chunks that every rank moves within its own memory.
+        reduce: what exchanges, shift and local move is added.
+    """
+
+    times: int = 1
+    flows: Step | None = None
+    exchanges: tuple[Exchange, ...] = ()
+    shift: tuple[int, int, int] | None = None
+    local: int = 0
+    reduce: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
     """One move as one of its two ranks sees it: `peer` is the other one."""
@@ -125,6 +159,8 @@ class Schedule:
         build: step index → Step; pure.
         nbanks: banks of nchunks slots a rank uses, the buffer's own included.
         root: the root of a rooted collective, else 0.
+        traffic: an optional shortcut to what the steps carry, for worlds whose moves are too many to build; must equal
+            what the steps say (collectives/traffic.py compares).
         equal_blocks: True when moves join chunks of different number, which is right only if all blocks have one size.
         program: an optional shortcut to one rank's part; must equal what the steps say (`verify` checks it).
     """
@@ -139,6 +175,7 @@ class Schedule:
     root: int = 0
     program: Callable[[int], Program] | None = None
     equal_blocks: bool = False
+    traffic: Callable[[], Iterable[Traffic]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("world_size", "nchunks", "nbanks"):

@@ -7,6 +7,7 @@ import re
 from superpod.interconnect.errors import InvalidValue
 
 _SIZE = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_RATE = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
@@ -43,3 +44,19 @@ def seconds_text(seconds: float) -> str:
         if value >= 0.9995 or unit == "ns":  # what three digits would show as 1000 is 1 of the next unit
             break
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def parse_rate(text: str) -> float:
+    """Bytes per second from "56GB/s" or "112 Gb/s": powers of 1000, B bytes and b bits. Raises InvalidValue."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKMGTP]?)([Bb])/s\s*", text)
+    if match is None:
+        raise InvalidValue(f"rate {text!r} must be a number above 0 with GB/s (bytes) or Gb/s (bits), such as 56GB/s")
+    return float(match[1]) * _RATE[match[2].upper()] / (8 if match[3] == "b" else 1)
+
+
+def rate_text(bytes_per_s: float) -> str:
+    """56e9 → "56 GB/s": four digits that matter."""
+    for prefix in ("P", "T", "G", "M", "K", ""):
+        if bytes_per_s >= _RATE[prefix] or not prefix:
+            break
+    return f"{bytes_per_s / _RATE[prefix]:.4g} {prefix.replace('K', 'k')}B/s"

@@ -8,12 +8,19 @@ from superpod.collectives.algorithms import (
     bruck,
     circulant,
     direct,
+    direct_rooted,
     dissemination,
     double_tree,
     halving_doubling,
+    hierarchical,
+    multi_ring,
+    nhr,
     pairwise,
+    per_dimension,
     ring,
+    torus,
     tree,
+    two_path,
 )
 from superpod.collectives.algorithms.algorithm import Algorithm
 from superpod.collectives.schedule import ROOTED, Schedule
@@ -28,9 +35,16 @@ _FILES = (
     halving_doubling,
     circulant,
     direct,
+    direct_rooted,
     bruck,
     pairwise,
     dissemination,
+    hierarchical,
+    per_dimension,
+    torus,
+    multi_ring,
+    nhr,
+    two_path,
 )
 _REGISTRY: dict[str, dict[str, Algorithm]] = {}
 for _file in _FILES:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from math import isqrt, prod
 
 from superpod.collectives.schedule import Schedule
+from superpod.interconnect.errors import InvalidValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class Algorithm:
         sent: n → the most that any one rank sends, as a multiple of S.
         source: the paper; its full title stands in the algorithm's file.
         equal_blocks: it only works when all blocks have one size.
+        shaped: `build` also takes shape=(k0, k1, ...) with k0·k1·… = n: rank r has coordinate r mod k0 in the first
+            dimension, (r // k0) mod k1 in the second and so on. Without it the algorithm chooses one by itself.
     """
 
     collective: str
@@ -33,6 +37,7 @@ class Algorithm:
     sent: Callable[[int], Fraction | int]
     source: str
     equal_blocks: bool = False
+    shaped: bool = False
 
 
 def ceil_log2(n: int) -> int:
@@ -43,6 +48,19 @@ def ceil_log2(n: int) -> int:
 def floor_log2(n: int) -> int:
     """k for the largest power of two 2^k ≤ n."""
     return n.bit_length() - 1
+
+
+def grid(n: int) -> tuple[int, ...]:
+    """n as the product of two numbers that are as close as can be, the smaller one first; (n,) where that is 1."""
+    a = next(a for a in range(isqrt(n), 0, -1) if n % a == 0)
+    return (a, n // a) if a > 1 else (n,)
+
+
+def checked_shape(n: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape` without its dimensions of one. Raises InvalidValue when its product is not n."""
+    if min(shape, default=1) < 1 or prod(shape) != n:
+        raise InvalidValue(f"shape={shape} must have the product world_size={n}, such as {grid(n)}")
+    return tuple(k for k in shape if k > 1)
 
 
 def any_other(n: int) -> int:

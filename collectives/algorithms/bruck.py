@@ -10,12 +10,13 @@ message-passing systems, IEEE TPDS 8 (1997).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
 
 from superpod.collectives.algorithms.algorithm import Algorithm, ceil_log2, others
-from superpod.collectives.schedule import IntArray, Schedule, Step
+from superpod.collectives.schedule import IntArray, Schedule, Step, Traffic
 
 
 def all_gather(n: int) -> Schedule:
@@ -63,7 +64,14 @@ def all_to_all(n: int) -> Schedule:
         s = i // 2
         return local(s) if i % 2 == 0 else Step.of(ranks, (ranks + (1 << s)) % n, box(s), len(travels[s]))
 
-    return Schedule("all_to_all", "bruck", n, n, 2 * hops + 1, build, nbanks=5, equal_blocks=True)
+    def traffic() -> Iterator[Traffic]:
+        for s in range(hops + 1):
+            landed = travels[s - 1] if s else np.zeros(1, np.int64)
+            yield Traffic(local=len(travels[s]) + int(np.count_nonzero(landed >> s & 1 == 0)))
+            if s < hops:
+                yield Traffic(flows=Step.of(ranks[:, 0], (ranks[:, 0] + (1 << s)) % n, 0, len(travels[s])))
+
+    return Schedule("all_to_all", "bruck", n, n, 2 * hops + 1, build, nbanks=5, equal_blocks=True, traffic=traffic)
 
 
 def _runs(step: Step) -> Step:

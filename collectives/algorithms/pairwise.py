@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from superpod.collectives.algorithms.algorithm import Algorithm, others
-from superpod.collectives.schedule import Schedule, Step
+from superpod.collectives.schedule import Schedule, Step, Traffic
 
 
 def all_to_all(n: int) -> Schedule:
@@ -26,7 +26,12 @@ def all_to_all(n: int) -> Schedule:
             return shift(s + 1)
         return Step.join(*(shift(distance) for distance in range(min(2, n))))
 
-    return Schedule("all_to_all", "pairwise", n, nchunks=n, nsteps=max(1, n - 1), build=build, nbanks=2)
+    def traffic() -> list[Traffic]:
+        if n == 1:
+            return [Traffic(local=1)]
+        return [Traffic(shift=(1, 1, 1), local=1), Traffic(n - 2, shift=(1, 2, n - 1))]
+
+    return Schedule("all_to_all", "pairwise", n, n, max(1, n - 1), build, nbanks=2, traffic=traffic)
 
 
 _PAPER = "Thakur, Rabenseifner & Gropp, IJHPCA 19 (2005)"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from superpod.collectives.algorithms.algorithm import Algorithm, others
-from superpod.collectives.schedule import Move, Program, RankStep, Schedule, Step
+from superpod.collectives.schedule import Move, Program, RankStep, Schedule, Step, Traffic
 
 
 def _ring(collective: str, n: int, nsteps: int, *, lead: int, reducing: int) -> Schedule:
@@ -30,7 +30,12 @@ def _ring(collective: str, n: int, nsteps: int, *, lead: int, reducing: int) -> 
 
         return tuple(RankStep(s, (), passed(s, r, r + 1), passed(s, r - 1, r - 1)) for s in range(nsteps))
 
-    return Schedule(collective, "ring", n, nchunks=n, nsteps=nsteps, build=build, program=program)
+    def traffic() -> list[Traffic]:
+        """All steps of a phase load the links alike."""
+        reduced, copied = (Step.of(ranks, (ranks + 1) % n, 0, reduce=reduce) for reduce in (True, False))
+        return [Traffic(reducing, reduced), Traffic(nsteps - reducing, copied)]
+
+    return Schedule(collective, "ring", n, nchunks=n, nsteps=nsteps, build=build, program=program, traffic=traffic)
 
 
 def all_reduce(n: int) -> Schedule:
