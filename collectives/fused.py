@@ -1,0 +1,215 @@
+"""The reader for cards of one host: runs a direct schedule on a board, all its messages in one meeting (or two).
+
+What the schedule sends, lies in the sender's slot, where all who need it read it; what it adds up, is added up in the
+schedule's order, so the results are the same bits as those of `execute`. Long arrays go piece by piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+
+from superpod.collectives.execute import Array, Bounds
+
+
+class Meeting(Protocol):
+    """How cards meet. `slot` is the room of one card in bytes."""
+
+    rank: int
+    world_size: int
+    slot: int
+
+    def begin(self) -> Array:
+        """Bytes of shape (world_size, slot): this card writes its own row, then meets the others."""
+        ...
+
+    def meet(self) -> None:
+        """Return when all have written. Other slots are begun only by who has read what it wanted of these."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A collective on flat arrays, as `Engine.run` has it.
+
+    Attributes:
+        spaces: the arrays in the order of the schedule's banks; a rank that has none of its own has scratch last.
+        banks: chunk bounds of the banks.
+        reduce: how operands combine.
+        root: group rank.
+    """
+
+    spaces: Sequence[Array]
+    banks: Sequence[Bounds]
+    reduce: np.ufunc | None
+    root: int
+
+
+def _one_shot(meeting: Meeting, task: Task) -> None:
+    """Everyone adds up all arrays: rank 0's first."""
+    array = task.spaces[0]
+    assert task.reduce is not None
+    # a column of a single element would be a contiguous axis to numpy, which it adds up in another order
+    width = max(2, array.size)
+    step = max(2, meeting.slot // array.itemsize // 2 * 2)
+    for start in range(0, width, step):
+        part = array[start : start + step]
+        slots = meeting.begin().view(array.dtype)[:, : max(2, part.size)]
+        slots[meeting.rank, : part.size] = part
+        meeting.meet()
+        if part.size > 1:
+            task.reduce.reduce(slots, axis=0, out=part)
+        else:
+            part[...] = task.reduce.reduce(slots, axis=0)[: part.size]
+
+
+def _two_shot(meeting: Meeting, task: Task) -> None:
+    """Rank r adds up chunk r: its own first, then that of r − 1, r − 2, …; in a second meeting all take the results."""
+    array, bounds, n, own = task.spaces[0], task.banks[0], meeting.world_size, meeting.rank
+    assert task.reduce is not None
+    longest = bounds[1] - bounds[0]
+    step = max(1, meeting.slot // array.itemsize // n)
+    for start in range(0, longest, step):
+        slots = _rows(meeting, array.dtype, n, min(step, longest - start))
+        _put(slots[own], array, bounds, start)
+        meeting.meet()
+        width = max(0, min(bounds[own + 1] - bounds[own] - start, slots.shape[2]))
+        total = slots[own, own, :width]
+        _add_up(task.reduce, total, slots[:, own, :width], own, range(own - 1, own - n, -1))
+        meeting.meet()
+        _take(slots.diagonal(axis1=0, axis2=1).T, array, bounds, start)
+
+
+def _add_up(reduce: np.ufunc, total: Array, rows: Array, own: int, order: range) -> None:
+    """Add the others' rows to `total`, this rank's; of two operands the lower rank's is the first."""
+    n = rows.shape[0]
+    for q in order:
+        one, other = (rows[q % n], total) if q % n < own else (total, rows[q % n])
+        reduce(one, other, out=total)
+
+
+def _rows(meeting: Meeting, dtype: Any, n: int, width: int) -> Array:
+    """The slots as (world_size, n chunks, width elements)."""
+    rows: Array = meeting.begin().view(dtype)[:, : n * width].reshape(meeting.world_size, n, width)
+    return rows
+
+
+def _even(bounds: Bounds) -> int:
+    """The length of the chunks if all have one, else 0."""
+    length = bounds[1] - bounds[0]
+    return length if length * (len(bounds) - 1) == bounds[-1] else 0
+
+
+def _put(rows: Array, array: Array, bounds: Bounds, start: int) -> None:
+    """Copy a piece of every chunk of `array`, from element `start` of it on, into its row."""
+    width = rows.shape[1]
+    if length := _even(bounds):
+        rows[...] = array.reshape(-1, length)[:, start : start + width]
+        return
+    for row, first, last in zip(rows, bounds[:-1], bounds[1:], strict=True):
+        piece = array[first + start : min(first + start + width, last)]
+        row[: piece.size] = piece
+
+
+def _take(rows: Array, array: Array, bounds: Bounds, start: int) -> None:
+    """The reverse of `_put`."""
+    width = rows.shape[1]
+    if length := _even(bounds):
+        array.reshape(-1, length)[:, start : start + width] = rows
+        return
+    for row, first, last in zip(rows, bounds[:-1], bounds[1:], strict=True):
+        piece = array[first + start : min(first + start + width, last)]
+        piece[...] = row[: piece.size]
+
+
+def _broadcast(meeting: Meeting, task: Task) -> None:
+    array = task.spaces[0].view(np.uint8)
+    for start in range(0, array.size, meeting.slot):
+        part = array[start : start + meeting.slot]
+        slots = meeting.begin()
+        if meeting.rank == task.root:
+            slots[task.root, : part.size] = part
+        meeting.meet()
+        if meeting.rank != task.root:
+            part[...] = slots[task.root, : part.size]
+
+
+def _reduce(meeting: Meeting, task: Task) -> None:
+    """The root adds root + 1 first, root − 1 last."""
+    array, n, root = task.spaces[0], meeting.world_size, task.root
+    assert task.reduce is not None
+    step = max(1, meeting.slot // array.itemsize)
+    for start in range(0, array.size, step):
+        part = array[start : start + step]
+        slots = meeting.begin().view(array.dtype)[:, : part.size]
+        slots[meeting.rank] = part
+        meeting.meet()
+        if meeting.rank == root:
+            _add_up(task.reduce, part, slots, root, range(root + 1, root + n))
+
+
+def _reduce_scatter(meeting: Meeting, task: Task) -> None:
+    """Rank r adds up block r: its own first, then that of r − 1, r − 2, …"""
+    array, bounds, n, own = task.spaces[0], task.banks[0], meeting.world_size, meeting.rank
+    assert task.reduce is not None
+    step = max(1, meeting.slot // array.itemsize // n)
+    for start in range(0, _longest(bounds), step):
+        slots = _rows(meeting, array.dtype, n, min(step, _longest(bounds) - start))
+        _put(slots[own], array, bounds, start)
+        meeting.meet()
+        block = array[bounds[own] + start : min(bounds[own] + start + slots.shape[2], bounds[own + 1])]
+        _add_up(task.reduce, block, slots[:, own, : block.size], own, range(own - 1, own - n, -1))
+
+
+def _all_gather(meeting: Meeting, task: Task) -> None:
+    array, bounds, own = task.spaces[0], task.banks[0], meeting.rank
+    for start in range(0, _longest(bounds), meeting.slot):
+        slots = meeting.begin()
+        mine = array[bounds[own] + start : min(bounds[own] + start + meeting.slot, bounds[own + 1])]
+        slots[own, : mine.size] = mine
+        meeting.meet()
+        _take(slots[:, : min(meeting.slot, _longest(bounds) - start)], array, bounds, start)
+
+
+def _all_to_all(meeting: Meeting, task: Task) -> None:
+    (array, out), (blocks, places), n, own = task.spaces, task.banks, meeting.world_size, meeting.rank
+    longest = _longest(blocks)  # of equal blocks; others the ranks would not agree on
+    step = max(1, meeting.slot // n)
+    for start in range(0, longest, step):
+        slots = _rows(meeting, np.dtype(np.uint8), n, min(step, longest - start))
+        _put(slots[own], array, blocks, start)
+        meeting.meet()
+        _take(slots[:, own], out, places, start)
+
+
+def _barrier(meeting: Meeting, task: Task) -> None:
+    meeting.begin()
+    meeting.meet()
+
+
+def _longest(bounds: Bounds) -> int:
+    return max(last - first for first, last in pairwise(bounds))
+
+
+def fused(collective: str, algorithm: str, *, equal_blocks: bool) -> Fused | None:
+    """How an algorithm runs on a board; None if it must go through messages."""
+    if collective == "all_to_all" and not equal_blocks:  # no rank knows how many pieces the others' blocks have
+        return None
+    return FUSED.get((collective, algorithm))
+
+
+Fused = Callable[[Meeting, Task], None]
+FUSED: Mapping[tuple[str, str], Fused] = {
+    ("all_reduce", "one_shot"): _one_shot,
+    ("all_reduce", "two_shot"): _two_shot,
+    ("broadcast", "direct"): _broadcast,
+    ("reduce", "direct"): _reduce,
+    ("reduce_scatter", "direct"): _reduce_scatter,
+    ("all_gather", "direct"): _all_gather,
+    ("all_to_all", "direct"): _all_to_all,
+    ("barrier", "dissemination"): _barrier,
+}

@@ -1,0 +1,118 @@
+"""A group's board with its cards around it: when it can be had, and how one waits for the others at it.
+
+Who waits, first gives the processor to the others for a moment, then sleeps. While it sleeps it looks up now and then:
+for messages, for failures, for the launcher's abort flag, and for cards that have come for another reason.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from math import inf
+
+import numpy as np
+
+from superpod.collectives.execute import COLLECTIVE_TAG, Array
+from superpod.interconnect.board import Board
+from superpod.interconnect.errors import CollectiveMismatch, PeerLost
+from superpod.interconnect.group import Group, at, mismatch
+from superpod.interconnect.mesh import PROBE_AFTER, Mesh
+from superpod.interconnect.streams import Receive
+
+_PATIENCE = 0.001  # seconds of giving way before sleep
+_NAPS = (0.001, 0.25)  # seconds: the first sleep, and the longest
+_MEMORY = 32 << 20  # bytes that a board may take
+_SLOT = 1 << 20  # bytes of one card at the most
+
+
+def slot_bytes(world_size: int) -> int:
+    """The room of one card on a board."""
+    return max(4096, min(_SLOT, _MEMORY // (2 * world_size) // 4096 * 4096))
+
+
+class Table:
+    """One card's seat. Satisfies Meeting (see fused.py). One thread at a time, but `absent` from any."""
+
+    def __init__(self, mesh: Mesh, group: Group, ranks: Sequence[int], seconds: float) -> None:
+        """Take a seat: the group's rank 0 brings the board, the others open it. `ranks`: the members' in the mesh.
+
+        Raises DeadlineExceeded when rank 0 has not brought it within `seconds`, PeerLost when it cannot be opened.
+        """
+        self._mesh, self._group, self._ranks = mesh, group, ranks
+        self.rank, self.world_size = ranks.index(mesh.rank), len(ranks)
+        self.slot = slot_bytes(self.world_size)
+        mesh.boards[group.ident] += 1  # a group may be made again under its old name
+        name = f"board/{group.ident}/{mesh.boards[group.ident]}"
+        if self.rank == 0:
+            self._board = Board.create(0, self.world_size, self.slot)
+            mesh.publish(name, self._board.address)
+        else:
+            address = mesh.find(ranks[0], group, seconds, name)
+            try:
+                self._board = Board.open(address, self.rank, self.world_size, self.slot)
+            except OSError as error:
+                raise PeerLost(
+                    f"rank {ranks[0]} cannot be met in shared memory by rank {mesh.rank} ({error.strerror}): it has "
+                    "left, or the two are not in one container; then set SUPERPOD_LINK=zmq for all"
+                ) from error
+            self._board.close_descriptor()
+        self.begin = self._board.begin
+        self._text, self._tag, self._sequence, self._end, self._limit = "", 0, 0, 0.0, 0.0
+        self._patience = _PATIENCE
+        self._wanted: bytes | None = None
+
+    def call(self, text: str, sequence: int, seconds: float) -> None:
+        """What the next meetings are for, and how long all of them may take."""
+        self._text, self._sequence, self._limit = text, sequence, seconds
+        self._tag = zlib.crc32(text.encode(errors="replace"), sequence & 0xFFFFFFFF)
+        self._end = time.monotonic() + seconds
+
+    def meet(self) -> None:
+        """Raises what Mesh.wait raises."""
+        wanted = self._board.come(self._tag, self._text)
+        if not self._board.watch(wanted, self._patience):
+            self._wanted = wanted
+            self._wait(wanted)
+            self._wanted = None
+
+    def leave(self) -> None:
+        """The group is over."""
+        self._board.close_descriptor()
+
+    def absent(self) -> list[int]:
+        """The ranks, in the mesh, that this card is waiting for."""
+        return [self._ranks[r] for r in self._board.absent()] if self._wanted is not None else []
+
+    def _wait(self, wanted: bytes) -> None:
+        start = time.monotonic()
+        probe_at, nap = start + PROBE_AFTER, _NAPS[0]
+        while not self._board.sleep(wanted, nap):
+            now = time.monotonic()
+            awaited = self._awaited()
+            if (odd := self._board.at_odds()) is not None and self._group.due == inf:
+                self._group.suspect(self._mismatch(*odd))  # the other one, asked now, knows where its call was made
+                awaited += self._asked([odd[0]])
+                probe_at = now
+            self._mesh.look(self._group, awaited, probe=now >= probe_at)
+            if now >= probe_at:
+                probe_at = now + max(1.0, now - start)
+            if now >= self._end:
+                raise self._mesh.too_late(awaited, self._limit, self._text)
+            nap = min(2 * nap, _NAPS[1], max(self._end - now, 0.001))
+
+    def _awaited(self) -> list[Receive]:
+        """What the absent are asked for, in the mesh's terms."""
+        return self._asked(self._board.absent())
+
+    def _asked(self, ranks: Sequence[int]) -> list[Receive]:
+        ident, number, text = self._group.ident, self._sequence, self._text
+        return [Receive((self._ranks[r], ident, COLLECTIVE_TAG), _NOTHING, None, number, 0, text) for r in ranks]
+
+    def _mismatch(self, other: int, theirs: str) -> CollectiveMismatch:
+        number, place = f" (#{self._sequence})", self._group.place(COLLECTIVE_TAG, self._sequence, self._text)
+        mine = self._text + number + at(place)
+        return mismatch(self._group, (self._ranks[other], theirs + number), (self._mesh.rank, mine))
+
+
+_NOTHING: Array = np.empty(1, np.uint8)

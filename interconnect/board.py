@@ -1,0 +1,183 @@
+"""A board: shared memory on which the cards of one host meet. Everybody writes into a slot of its own, says so, and
+reads the others' when all have done it. Nothing goes through a socket, and a meeting costs one synchronisation.
+
+Meetings are numbered from 1. There are two sets of slots, used in turn: who has come to a meeting over one set has
+finished reading the other, which may then be overwritten. A card says that it has come by writing its stamp, 64 bits
+that name the meeting and what it was called for: when all stamps are equal, all have come, and for the same reason.
+
+Order of memory: a slot is written before its stamp (x86-64 keeps stores in order; elsewhere there are no boards). Who
+is about to sleep says so, and looks once more; who comes last looks for sleepers. Between the store and the load of
+both there is a full fence, so that one of the two sees the other.
+
+The memory has no name in any file system, so nothing is left of it when the last card is gone, however it went.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import threading
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from superpod.interconnect import futex
+from superpod.interconnect.errors import InvalidValue
+
+Bytes = npt.NDArray[np.uint8]
+
+TEXT = 256  # bytes of a card's call in words
+_PAGE = 4096
+_LINE = 64
+
+
+def possible() -> bool:
+    """Whether cards of this machine can meet on a board."""
+    return platform.machine() == "x86_64" and futex.available() and hasattr(os, "memfd_create")
+
+
+class Board:
+    """One card's view of a board. One thread at a time."""
+
+    def __init__(self, descriptor: int, rank: int, world_size: int, slot: int) -> None:
+        """Map the memory behind `descriptor`; `slot` is the room of one card in bytes. Takes the descriptor over."""
+        self.rank, self.world_size, self.slot = rank, world_size, slot
+        self.meetings = 0
+        self._set = 0
+        self._fd = descriptor
+        size = nbytes(world_size, slot)
+        if os.fstat(descriptor).st_size != size:
+            raise InvalidValue(f"board of {os.fstat(descriptor).st_size} B must have {size} B")
+        self._map = mmap.mmap(descriptor, size)
+        whole = np.frombuffer(self._map, np.uint8)
+        head = _head(world_size)
+        words = _round(8 * world_size, _LINE)
+        self._address = whole.ctypes.data
+        self._bell = whole[:4].view(np.uint32)
+        self._asleep = whole[_LINE : _LINE + world_size]
+        base = _LINE + _round(world_size, _LINE)
+        stamps = [whole[base + i * words : base + i * words + 8 * world_size] for i in range(2)]
+        self._own_stamps = [part.view(np.uint64)[rank : rank + 1] for part in stamps]
+        self._stamps = [part.data for part in stamps]
+        base += 2 * words
+        self._texts = whole[base : base + TEXT * world_size].reshape(world_size, TEXT)
+        self._slots: list[Bytes] = [
+            whole[head + i * slot * world_size : head + (i + 1) * slot * world_size].reshape(world_size, slot)
+            for i in range(2)
+        ]
+        self._text = ""
+        self._nobody = bytes(world_size)
+        self._fence = threading.Lock()
+
+    @staticmethod
+    def create(rank: int, world_size: int, slot: int) -> Board:
+        """A new board; the others open it by its address. Raises OSError when there is no memory for it."""
+        descriptor = os.memfd_create("superpod", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, nbytes(world_size, slot))
+        return Board(descriptor, rank, world_size, slot)
+
+    @property
+    def address(self) -> str:
+        """What another process of this user on this host needs to open the board."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    @staticmethod
+    def open(address: str, rank: int, world_size: int, slot: int) -> Board:
+        """The board that another card has created. Raises OSError, InvalidValue."""
+        return Board(os.open(address, os.O_RDWR | os.O_CLOEXEC), rank, world_size, slot)
+
+    def close_descriptor(self) -> None:
+        """When all have opened the board: the memory stays mapped."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def begin(self) -> Bytes:
+        """The other set of slots, shape (world_size, slot): write into your own row, then come to a meeting."""
+        self._set ^= 1
+        return self._slots[self._set]
+
+    def come(self, tag: int, text: str) -> bytes:
+        """Say that this card has written its slot. Returns what all stamps together must be.
+
+        Args:
+            tag: 32 bits, equal on all cards if and only if their calls are.
+            text: the call in words, for those who find that it is another one than theirs.
+        """
+        if text is not self._text:
+            encoded = text.encode(errors="replace")[:TEXT]
+            row = self._texts[self.rank]
+            row[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+            row[len(encoded) :] = 0
+            self._text = text
+        self.meetings += 1
+        half = self.meetings & 1
+        stamp = (self.meetings & 0xFFFFFFFF) << 32 | tag
+        self._own_stamps[half][0] = stamp
+        with self._fence:  # an atomic operation: a full fence
+            pass
+        wanted = stamp.to_bytes(8, "little") * self.world_size
+        if self._asleep.tobytes() != self._nobody and self._stamps[half] == wanted:
+            self._bell[0] += np.uint32(1)
+            futex.wake(self._address)
+        return wanted
+
+    def met(self, wanted: bytes) -> bool:
+        """Whether all have come."""
+        return self._stamps[self.meetings & 1] == wanted
+
+    def watch(self, wanted: bytes, seconds: float) -> bool:
+        """Whether all have come within `seconds`, giving the processor to whoever wants it in the meantime."""
+        stamps, give_way = self._stamps[self.meetings & 1], os.sched_yield
+        end = time.monotonic() + seconds
+        while True:
+            for _ in range(16):
+                if stamps == wanted:
+                    return True
+                give_way()
+            if time.monotonic() >= end:
+                return False
+
+    def sleep(self, wanted: bytes, seconds: float) -> bool:
+        """Whether all have come, after sleeping until somebody rings or for `seconds`."""
+        bell = int(self._bell[0])
+        self._asleep[self.rank] = 1
+        with self._fence:
+            pass
+        try:
+            if not self.met(wanted):
+                futex.wait(self._address, bell, seconds)
+        finally:
+            self._asleep[self.rank] = 0
+        return self.met(wanted)
+
+    def absent(self) -> list[int]:
+        """The cards that have not come to this meeting."""
+        stamps = np.frombuffer(self._stamps[self.meetings & 1], np.uint64)
+        return [int(r) for r in np.flatnonzero(stamps >> np.uint64(32) != self.meetings & 0xFFFFFFFF)]
+
+    def at_odds(self) -> tuple[int, str] | None:
+        """A card that has come for another reason than this one, and its call in words."""
+        stamps = np.frombuffer(self._stamps[self.meetings & 1], np.uint64)
+        here = stamps >> np.uint64(32) == self.meetings & 0xFFFFFFFF
+        others = np.flatnonzero(here & (stamps != stamps[self.rank]))
+        if not others.size:
+            return None
+        other = int(others[0])
+        return other, self._texts[other].tobytes().rstrip(b"\0").decode(errors="replace")
+
+
+def nbytes(world_size: int, slot: int) -> int:
+    """The size of a board. Only what is written takes memory."""
+    return _head(world_size) + 2 * slot * world_size
+
+
+def _head(world_size: int) -> int:
+    words = _round(8 * world_size, _LINE)
+    return _round(_LINE + _round(world_size, _LINE) + 2 * words + TEXT * world_size, _PAGE)
+
+
+def _round(number: int, unit: int) -> int:
+    return -(-number // unit) * unit

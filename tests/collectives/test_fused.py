@@ -1,0 +1,185 @@
+"""The reader on a board does what `execute` does, bit for bit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from superpod.collectives import algorithms
+from superpod.collectives.communicator import Communicator, in_memory
+from superpod.collectives.execute import block_bounds, even_bounds
+from superpod.collectives.fused import FUSED, Task
+
+WORLDS = (1, 2, 3, 5, 8, 13)
+DTYPES = (np.float32, np.float64, np.complex64, np.int16, np.bool_)
+SUM = {"all_reduce": np.add, "reduce": np.add, "reduce_scatter": np.add}
+
+
+class Round:
+    """The slots of n threads, and where they meet. Old slots are overwritten with noise, so that late readers show."""
+
+    def __init__(self, n: int, slot: int) -> None:
+        self.slots = [np.full((n, slot), 0xA5, np.uint8) for _ in range(2)]
+        self.barrier = threading.Barrier(n, timeout=60)
+        self.meetings = 0
+
+
+class Seat:
+    def __init__(self, table: Round, rank: int) -> None:
+        self._table, self.rank = table, rank
+        self.world_size, self.slot = table.slots[0].shape
+        self._set = 0
+
+    def begin(self) -> Any:
+        self._set ^= 1
+        slots = self._table.slots[self._set]
+        slots[self.rank] = 0x5A
+        return slots
+
+    def meet(self) -> None:
+        if self._table.barrier.wait() == 0:
+            self._table.meetings += 1
+
+
+def brought(rank: int, count: int, dtype: Any) -> Any:
+    """Numbers of very different sizes: another order of addition shows in the bits."""
+    rng = np.random.default_rng(1000 + rank)
+    values = rng.standard_normal(count) * 10.0 ** rng.integers(-6, 6, count)
+    return (values > 0) if dtype is np.bool_ else values.astype(dtype)
+
+
+def threads(n: int, body: Callable[[int], Any]) -> list[Any]:
+    results: list[Any] = [None] * n
+    errors: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = body(rank)
+        except BaseException as error:
+            errors.append(error)
+
+    running = [threading.Thread(target=run, args=(rank,)) for rank in range(n)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+    return results
+
+
+def fused(collective: str, name: str, n: int, slot: int, count: int, dtype: Any, root: int) -> tuple[list[Any], int]:
+    """What every rank holds afterwards, and how many meetings it took."""
+    table = Round(n, slot)
+
+    def body(rank: int) -> Any:
+        seat = Seat(table, rank)
+        array = brought(rank, count, dtype)
+        rooted = collective in ("reduce", "broadcast")
+        chunks = algorithms.build(collective, name, n, root if rooted else 0).nchunks
+        if collective in ("all_reduce", "reduce", "broadcast"):
+            task = Task((array,), (even_bounds(count, chunks),), SUM.get(collective), root)
+        elif collective == "reduce_scatter":
+            task = Task((array,), (block_bounds([count // n] * n, chunks),), np.add, root)
+        elif collective == "all_gather":
+            block = count // n
+            whole = np.zeros(block * n, dtype).view(np.uint8)
+            width = whole.size // n
+            whole[rank * width : (rank + 1) * width] = array[:block].view(np.uint8)
+            task = Task((whole,), (block_bounds([width] * n, chunks),), None, root)
+            FUSED[collective, name](seat, task)
+            return whole.view(dtype)
+        else:
+            data = array[: count // n * n].view(np.uint8)
+            out = np.zeros_like(data)
+            bounds = block_bounds([data.size // n] * n, n)
+            FUSED[collective, name](seat, Task((data, out), (bounds, bounds), None, root))
+            return out.view(dtype)
+        with np.errstate(all="ignore"):
+            FUSED[collective, name](seat, task)
+        return array
+
+    return threads(n, body), table.meetings
+
+
+def executed(collective: str, name: str, n: int, count: int, dtype: Any, root: int) -> list[Any]:
+    """The same through messages."""
+
+    def card(comm: Communicator) -> Any:
+        array = brought(comm.rank, count, dtype)
+        if collective == "all_reduce":
+            return comm.all_reduce(array, algorithm=name)
+        if collective == "reduce":
+            return comm.reduce(array, root, algorithm=name)
+        if collective == "broadcast":
+            return comm.broadcast(array, root, algorithm=name)
+        if collective == "reduce_scatter":
+            return comm.reduce_scatter(array, algorithm=name)
+        if collective == "all_gather":
+            return comm.all_gather(array[: count // n], algorithm=name).reshape(-1)
+        return comm.all_to_all(array[: count // n * n], algorithm=name).reshape(-1)
+
+    comms = in_memory(n)
+    try:
+        return threads(n, lambda rank: card(comms[rank]))
+    finally:
+        for comm in comms:
+            comm.close()
+
+
+def same(collective: str, n: int, rank: int, count: int, result: Any, expected: Any) -> None:
+    if expected is None:  # only the root of a reduce has something
+        return
+    if collective == "reduce_scatter":
+        result = result[rank * (count // n) : (rank + 1) * (count // n)]
+    assert result.tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("collective", "name"), [key for key in FUSED if key[0] != "barrier"])
+def test_the_same_bits_as_through_messages(collective: str, name: str, dtype: Any) -> None:
+    for n in WORLDS:
+        count, root = 37 * n, n // 2
+        slot = 64 * n
+        results, _ = fused(collective, name, n, slot, count, dtype, root)
+        expected = executed(collective, name, n, count, dtype, root)
+        for rank in range(n):
+            same(collective, n, rank, count, results[rank], expected[rank])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    which=st.sampled_from([key for key in FUSED if key[0] in ("all_reduce", "reduce", "broadcast")]),
+    n=st.integers(1, 6),
+    count=st.integers(0, 300),
+    slot=st.integers(1, 5).map(lambda k: 64 * k),
+)
+def test_any_length_in_any_slot(which: tuple[str, str], n: int, count: int, slot: int) -> None:
+    results, _ = fused(*which, n, slot, count, np.float32, n - 1)
+    expected = executed(*which, n, count, np.float32, n - 1)
+    for rank in range(n):
+        same(which[0], n, rank, count, results[rank], expected[rank])
+
+
+def test_a_barrier_is_a_meeting() -> None:
+    table = Round(3, 64)
+    threads(3, lambda rank: FUSED["barrier", "dissemination"](Seat(table, rank), Task((), (), None, 0)))
+    assert table.meetings == 1
+
+
+def test_how_often_they_meet() -> None:
+    """Once in one shot, twice in two, for each slot full."""
+    assert [fused("all_reduce", name, 4, 4096, 256, np.float32, 0)[1] for name in ("one_shot", "two_shot")] == [1, 2]
+    assert fused("all_reduce", "one_shot", 4, 256, 256, np.float32, 0)[1] == 4
+    assert fused("all_reduce", "two_shot", 4, 256, 256, np.float32, 0)[1] == 8
+
+
+@pytest.mark.parametrize(("collective", "name"), FUSED)
+def test_every_fused_algorithm_is_a_registered_one(collective: str, name: str) -> None:
+    assert name in algorithms.names(collective)

@@ -1,0 +1,154 @@
+"""Boards: meetings of real processes in shared memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cards import exit_code, forked
+
+from superpod.interconnect import futex
+from superpod.interconnect.board import TEXT, Board, nbytes, possible
+from superpod.interconnect.errors import InvalidValue
+
+pytestmark = pytest.mark.skipif(not possible(), reason="boards need x86-64, futex and memfd_create")
+
+SLOT = 4096
+LONG = 10.0  # seconds that nothing here takes
+
+
+def meet(board: Board, tag: int = 7, text: str = "a call", patience: float = 0.0) -> None:
+    wanted = board.come(tag, text)
+    end = time.monotonic() + LONG
+    while not board.watch(wanted, patience) and not board.sleep(wanted, LONG):
+        assert time.monotonic() < end, f"{board.absent()} have not come"
+
+
+def total(board: Board, value: int) -> int:
+    slots = board.begin().view(np.int64)
+    slots[board.rank, 0] = value
+    meet(board)
+    return int(slots[:, 0].sum())
+
+
+def with_others(n: int, body: Callable[[Board], Any]) -> Any:
+    """`body` on n cards: this process is rank 0, the others are forked."""
+    board = Board.create(0, n, SLOT)
+    address = board.address
+    with contextlib.ExitStack() as running:
+        pids = [
+            running.enter_context(forked(lambda rank=rank: body(Board.open(address, rank, n, SLOT))))
+            for rank in range(1, n)
+        ]
+        result = body(board)
+        assert [exit_code(pid) for pid in pids] == [0] * (n - 1)
+    board.close_descriptor()
+    return result
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+def test_everybody_sees_what_everybody_wrote_meeting_after_meeting(n: int) -> None:
+    def body(board: Board) -> None:
+        for i in range(300):
+            assert total(board, board.rank + i) == sum(range(n)) + n * i
+
+    with_others(n, body)
+
+
+def test_who_sleeps_is_woken_by_the_last_to_come() -> None:
+    """Nobody gives way first, so every meeting but a few is slept for; a lost wake-up would cost 10 s."""
+
+    def body(board: Board) -> float:
+        start = time.monotonic()
+        for i in range(500):
+            if (i + board.rank) % 7 == 0:
+                os.sched_yield()
+            total(board, 1)
+        return time.monotonic() - start
+
+    assert with_others(4, body) < LONG
+
+
+def test_the_absent_are_named_until_they_come() -> None:
+    boards = [Board.create(0, 3, SLOT)]
+    boards += [Board.open(boards[0].address, rank, 3, SLOT) for rank in (1, 2)]
+    wanted = boards[0].come(7, "a call")
+    assert boards[0].absent() == [1, 2]
+    assert not boards[0].watch(wanted, 0.001)
+    assert not boards[0].sleep(wanted, 0.001)
+    boards[2].come(7, "a call")
+    assert boards[0].absent() == [1]
+    boards[1].come(7, "a call")
+    assert boards[0].met(wanted)
+    assert boards[0].absent() == []
+
+
+def test_who_comes_for_another_reason_is_named_with_its_call() -> None:
+    one = Board.create(0, 2, SLOT)
+    other = Board.open(one.address, 1, 2, SLOT)
+    wanted = one.come(7, "all_reduce(10 × float32, sum)")
+    assert one.at_odds() is None
+    other.come(8, "broadcast(12 × float32, root 0)" + "x" * TEXT)
+    assert not one.met(wanted)
+    rank, text = one.at_odds() or (None, "")
+    assert (rank, text[:31]) == (1, "broadcast(12 × float32, root 0)")
+    assert other.at_odds() == (0, "all_reduce(10 × float32, sum)")
+
+
+def test_a_late_reader_is_not_overtaken() -> None:
+    """Slots are written again only when everybody has come to the meeting after the one in which they were read."""
+
+    def body(board: Board) -> None:
+        for i in range(50):
+            slots = board.begin()
+            slots[board.rank] = i
+            meet(board)
+            if board.rank == 1:
+                time.sleep(0.001)
+            assert (slots == i).all()
+
+    with_others(2, body)
+
+
+def test_a_board_of_another_size_is_refused() -> None:
+    board = Board.create(0, 2, SLOT)
+    size = nbytes(2, SLOT)
+    with pytest.raises(InvalidValue, match=f"board of {size} B must have {nbytes(2, 2 * SLOT)} B"):
+        Board.open(board.address, 1, 2, 2 * SLOT)
+
+
+def test_what_lies_untouched_takes_no_memory() -> None:
+    board = Board.create(0, 64, 1 << 20)
+    assert os.stat(board.address).st_size > 128 << 20
+    assert os.stat(board.address).st_blocks * 512 < 1 << 20
+
+
+def test_a_futex_waits_only_for_the_value_that_it_is_told() -> None:
+    word = np.array([5], np.uint32)
+    futex.wait(word.ctypes.data, 4, LONG)  # or it would take that long
+    start = time.monotonic()
+    futex.wait(word.ctypes.data, 5, 0.01)
+    assert time.monotonic() - start >= 0.01
+    waiter = threading.Thread(target=futex.wait, args=(word.ctypes.data, 5, LONG))
+    waiter.start()
+    while not futex.wake(word.ctypes.data):
+        time.sleep(0.001)
+    waiter.join(LONG)
+    assert not waiter.is_alive()
+    with pytest.raises(OSError, match="futex wait at 0x10"):
+        futex.wait(16, 5, 0.01)
+
+
+def test_nothing_has_a_name() -> None:
+    before = set(Path("/dev/shm").iterdir())
+    board = Board.create(0, 2, SLOT)
+    assert set(Path("/dev/shm").iterdir()) == before
+    board.close_descriptor()
+    board.close_descriptor()
