@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from threading import RLock
 from typing import Any
 
@@ -19,11 +20,15 @@ import numpy as np
 
 from superpod.collectives import algorithms
 from superpod.collectives.execute import COLLECTIVE_TAG, Array, Bounds, Circumstances, Plan, bind, run
+from superpod.collectives.fused import Fused, Task, fused
+from superpod.collectives.places import Caller, Place
+from superpod.collectives.recorder import COLLECTIVE, DONE, FAILED, POSTED, RECV, SEND, Recorder
 from superpod.collectives.select import Choice, Selector
 from superpod.collectives.statistics import Statistics
+from superpod.collectives.table import Table
 from superpod.collectives.work import MessageWork, Work, Worker
 from superpod.interconnect.errors import InvalidValue, SuperpodError
-from superpod.interconnect.group import again, mismatch
+from superpod.interconnect.group import Complaint, again, at, mismatch
 from superpod.interconnect.mesh import Mesh
 from superpod.interconnect.streams import Pending, Receive
 from superpod.interconnect.wire import Header
@@ -63,15 +68,32 @@ class Prepared:
     choice: Choice
     plan: Plan
     where: Circumstances
+    fused: Fused | None  # how it runs on a board
+    banks: tuple[Bounds, ...]
 
 
 class Engine:
     """A group's end on this card."""
 
     def __init__(
-        self, mesh: Mesh, ranks: Sequence[int], name: str, selector: Selector, statistics: Statistics, timeout: float
+        self,
+        mesh: Mesh,
+        ranks: Sequence[int],
+        name: str,
+        selector: Selector,
+        statistics: Statistics,
+        timeout: float,
+        recorder: Recorder | None = None,
+        *,
+        board: bool = False,
     ) -> None:
-        """`ranks`: the members' ranks in the mesh, in group order; `timeout` of a call in seconds."""
+        """This card's end of a new group.
+
+        Args:
+            ranks: the members' ranks in the mesh, in group order.
+            timeout: of a call [s].
+            board: all members are on this host and meet on a board when it is of use.
+        """
         self.mesh = mesh
         self.ranks = tuple(ranks)
         self.rank = self.ranks.index(mesh.rank)
@@ -84,11 +106,20 @@ class Engine:
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
         self._next = 0  # the number of the next collective
         self._texts: dict[int, str] = {}  # number → what this card called, for the last _HISTORY ones
-        self._asked: dict[int, tuple[int, str]] = {}  # number to come → (peer that waits in it, its call)
+        self._asked: dict[int, tuple[int, Complaint]] = {}  # number to come → (peer that waits in it, its call)
+        self._recorder = recorder or Recorder(0)
+        self._recorded = self._recorder.group(name, self.ranks)
+        self._under_way: int | None = None  # the record of the collective that has begun and not ended
+        self._messages = count()
+        self._caller = Caller()
+        self._place: Place | None = None  # in the user's code, of the call that is carried out
         self._told = False  # the neighbours know that the group has failed
         self._order = RLock()
+        self._board = board and self.world_size > 1
+        self._table: Table | None = None  # made by the first call that needs it
         self.worker = Worker(f"superpod {name}")
         self.group = mesh.open_group(_ident(name, self.ranks), name, self._on_probe)
+        self.group.place, self.group.text = self._place_of, lambda number: self._texts.get(number, "")
 
     # Issuing
 
@@ -99,14 +130,15 @@ class Engine:
         asynchronous ones are before it in the queue. One that comes from a callback of the queue runs at once: what
         is queued behind that callback cannot begin before it has returned.
         """
+        place = self._caller.place()
         with self._order:
             if not async_op and (self.worker.outstanding == 0 or self.worker.is_current_thread() or self._over):
-                return self._carry_out(text, action)
+                return self._carry_out(text, action, place)
             work = Work(text)
             if self._over:
-                work.carry_out(partial(self._carry_out, text, action))
+                work.carry_out(partial(self._carry_out, text, action, place))
             else:
-                self.worker.put(work, partial(self._carry_out, text, action))
+                self.worker.put(work, partial(self._carry_out, text, action, place))
         return work if async_op else work.wait()
 
     @property
@@ -114,12 +146,15 @@ class Engine:
         """Nothing goes on in a failed group, so nobody need wait for the worker to say so."""
         return self.group.failure is not None
 
-    def _carry_out(self, text: str, action: Callable[[], Any]) -> Any:
+    def _carry_out(self, text: str, action: Callable[[], Any], place: Place | None) -> Any:
         """Run `action`. What it raises ends the group, unless it refused its arguments before it began."""
-        before = self._next
+        before, self._place = self._next, place
         try:
             return action()
         except BaseException as error:
+            if self._under_way is not None:
+                self._recorder.end(self._under_way, time.perf_counter(), FAILED)
+                self._under_way = None
             if self._next != before or not isinstance(error, InvalidValue):
                 cause = error if isinstance(error, SuperpodError) else SuperpodError(f"{_words(error)} in {text}")
                 self.mesh.fail_group(self.group, cause, tell=self._neighbours())
@@ -166,13 +201,21 @@ class Engine:
             spaces = (*spaces, np.empty(plan.scratch, spaces[0].dtype if spaces else np.uint8))
         if before is not None:
             before(plan, spaces)
-        sequence = self._begin(prepared.where.text)
+        sequence = self._begin(prepared.where.text, prepared.call.nbytes, start)
         seconds = self.timeout if timeout is None else timeout
-        run(plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
+        if prepared.fused is not None and self._table is not None:
+            self._table.call(prepared.where.text, sequence, seconds)
+            with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
+                prepared.fused(self._table, Task(spaces, prepared.banks, reduce, prepared.call.root))
+        else:
+            run(plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
         if after is not None:
             after(plan, spaces)
-        nbytes, seconds = prepared.call.nbytes, time.perf_counter() - start
-        self.statistics.count(prepared.call.collective, prepared.choice.algorithm, nbytes, seconds)
+        nbytes, ended = prepared.call.nbytes, time.perf_counter()
+        if self._under_way is not None:
+            self._recorder.end(self._under_way, ended)
+            self._under_way = None
+        self.statistics.count(prepared.call.collective, prepared.choice.algorithm, nbytes, ended - start)
 
     def _prepare(
         self, key: tuple[Any, ...], call: Call, given: int, banks: Callable[[int], tuple[Bounds, ...]]
@@ -180,9 +223,14 @@ class Engine:
         """Choose an algorithm and bind its schedule; the ranks must agree on it, so its name is in the text."""
         choice = self._choose(call)
         schedule = algorithms.build(call.collective, choice.algorithm, self.world_size, call.root)
-        plan = bind(schedule, self.rank, banks(schedule.nchunks), given)
-        where = Circumstances(self.mesh, self.group, self.ranks, f"{call.text} by {choice.algorithm}")
-        prepared = self._prepared[key] = Prepared(call, choice, plan, where)
+        bounds = banks(schedule.nchunks)
+        way = fused(call.collective, choice.algorithm, equal_blocks=call.equal_blocks) if self._board else None
+        if way is not None and self._table is None:
+            self._table = Table(self.mesh, self.group, self.ranks, self.timeout)
+        plan = bind(schedule, self.rank, bounds, given) if way is None else Plan((), 0, {}, schedule.nchunks, self.rank)
+        text = f"{call.text} by {choice.algorithm}" + (" in shared memory" if way is not None else "")
+        where = Circumstances(self.mesh, self.group, self.ranks, text)
+        prepared = self._prepared[key] = Prepared(call, choice, plan, where, way, bounds)
         if len(self._prepared) > _PREPARED:
             self._prepared.popitem(last=False)
         if self.rank == 0:
@@ -197,6 +245,10 @@ class Engine:
         if wanted.equal_blocks and not call.equal_blocks:
             raise InvalidValue(f"algorithm={call.algorithm!r} needs blocks of one length; {call.text} has several")
         return Choice(call.algorithm, "asked for in the call")
+
+    def algorithm_for(self, collective: str, nbytes: int) -> str:
+        """The algorithm that a call of S = `nbytes` runs by, with equal blocks and unless it asks for another."""
+        return self._selector.choose(collective, nbytes, self.world_size).algorithm
 
     # Point to point
 
@@ -228,11 +280,17 @@ class Engine:
         self, operation: str, what: str, pending: Pending, nbytes: int, seconds: float, finish: Callable[[], Any]
     ) -> MessageWork:
         self.statistics.count(operation, "direct", nbytes, 0.0)
-        return MessageWork(what, self.mesh, self.group, (pending,), seconds, finish)
+        kind, number, start = SEND if operation == "send" else RECV, next(self._messages), time.perf_counter()
+        record, place = self._recorder, self._caller.place()
+        serial = record.begin(self._recorded, number, what, nbytes, start, place, kind, POSTED)
+        note = partial(record.note, serial)
+        if pending.done:
+            note(DONE)
+        return MessageWork(what, self.mesh, self.group, (pending,), seconds, finish, note)
 
     # Agreement
 
-    def _begin(self, text: str) -> int:
+    def _begin(self, text: str, nbytes: int, started: float) -> int:
         """Number a collective that this card now calls.
 
         Raises the group's failure, and CollectiveMismatch if a peer that waits in this number called something else.
@@ -242,28 +300,50 @@ class Engine:
         sequence, self._next = self._next, self._next + 1
         self._texts[sequence] = text
         self._texts.pop(sequence - _HISTORY, None)
-        if self._asked and (asked := self._asked.pop(sequence, None)) is not None and asked[1] != text:
-            raise self._mismatch(asked[0], asked[1], text, sequence)
+        self._under_way = self._recorder.begin(self._recorded, sequence, text, nbytes, started, self._place)
+        if self._asked and (asked := self._asked.pop(sequence, None)) is not None and asked[1].call != text:
+            raise self._mismatch(*asked, text, sequence)
         return sequence
 
     def _on_probe(self, peer: int, header: Header) -> None:
         """`peer` waits for this card in a collective: compare its call with this card's of the same number."""
+        complaint = Complaint.unpacked(header.text)
         if header.tag != COLLECTIVE_TAG:
+            if complaint.instead:  # a message of this card's
+                place = self._recorder.place_of(SEND, self.name, complaint.instead)
+                theirs, mine = f"{complaint.call} (#0){at(complaint.place)}", f"{complaint.instead} (#0){at(place)}"
+                error = mismatch(self.group, (peer, theirs), (self.mesh.rank, mine))
+                self.mesh.fail_group_locked(self.group, error)
             return
-        mine = self._texts.get(header.sequence)
-        if mine is not None and mine != header.text:
-            self.mesh.fail_group_locked(self.group, self._mismatch(peer, header.text, mine, header.sequence))
-        elif mine is None and header.sequence >= self._next:
-            self._asked[header.sequence] = (peer, header.text)
+        called = self._texts.get(header.sequence)
+        if called is not None and called != complaint.call:
+            self.mesh.fail_group_locked(self.group, self._mismatch(peer, complaint, called, header.sequence))
+        elif called is None and header.sequence >= self._next:
+            self._asked[header.sequence] = (peer, complaint)
 
-    def _mismatch(self, peer: int, theirs: str, mine: str, sequence: int) -> SuperpodError:
-        return mismatch(self.group, (peer, f"{theirs} (#{sequence})"), (self.mesh.rank, f"{mine} (#{sequence})"))
+    def _mismatch(self, peer: int, complaint: Complaint, called: str, number: int) -> SuperpodError:
+        theirs = f"{complaint.call} (#{number}){at(complaint.place)}"
+        mine = f"{called} (#{number}){at(self._place_of(COLLECTIVE_TAG, number, called))}"
+        return mismatch(self.group, (peer, theirs), (self.mesh.rank, mine))
+
+    def _place_of(self, tag: int, number: int, text: str) -> str:
+        """Where in the user's code this card made a call that waits, or a collective."""
+        if tag == COLLECTIVE_TAG:
+            return self._recorder.place_of(COLLECTIVE, self.name, text, number)
+        return self._recorder.place_of(RECV, self.name, text)
+
+    def awaited(self) -> list[int]:
+        """The ranks, in the mesh, that the collective under way waits for. From any thread."""
+        absent = self._table.absent() if self._table is not None else []
+        return absent or self.mesh.streams.awaited(self.group.ident, COLLECTIVE_TAG)
 
     def close(self) -> None:
         """End the worker and forget the group."""
         self._told = True  # whoever calls it after this makes a mistake that is nobody else's business
         self.worker.stop(timeout=1.0)
         self.mesh.close_group(self.group)
+        if self._table is not None:
+            self._table.leave()
 
 
 def _message(label: str, tag: int) -> str:

@@ -89,6 +89,7 @@ class Plan:
     scratch: int  # elements of the space behind the given ones
     places: dict[int, Region]  # slot → where it is, for the slots in scratch
     nchunks: int
+    rank: int
 
 
 def bind(schedule: Schedule, rank: int, banks: Sequence[Bounds], given: int) -> Plan:
@@ -128,7 +129,7 @@ def bind(schedule: Schedule, rank: int, banks: Sequence[Bounds], given: int) -> 
         return Region(slot // nchunks, bounds(slot)[0], bounds(last)[1])
 
     steps = (_plan_step(part, region) for part in program)
-    return Plan(tuple(s for s in steps if s.local or s.sends or s.receives), scratch, places, nchunks)
+    return Plan(tuple(s for s in steps if s.local or s.sends or s.receives), scratch, places, nchunks, rank)
 
 
 def _plan_step(part: RankStep, region: Callable[[int, int], Region]) -> PlannedStep:
@@ -190,7 +191,7 @@ def run(
         pending: list[Pending] = list(_start_sends(step, spaces, where, sequence, seconds)) if step.sends else []
         if step.local:
             _move_locally(step, spaces, reduce)
-        receives = _receives(step, spaces, where, sequence, reduce)
+        receives = _receives(step, spaces, where, sequence, reduce, plan.rank)
         if step.in_order:  # without the sends, whose credit may hang on peers that take theirs in order, too
             for receive in receives:
                 _wait([receive], [receive], where, end, seconds)
@@ -208,7 +209,7 @@ def _wait(
 
 
 def _receives(
-    step: PlannedStep, spaces: Sequence[Array], where: Circumstances, sequence: int, reduce: np.ufunc | None
+    step: PlannedStep, spaces: Sequence[Array], where: Circumstances, sequence: int, reduce: np.ufunc | None, own: int
 ) -> list[Receive]:
     ranks, ident = where.ranks, where.group.ident
     return [
@@ -219,6 +220,7 @@ def _receives(
             sequence,
             step.index,
             where.text,
+            before=peer < own,
         )
         for peer, r, reducing in step.receives
     ]

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from itertools import count
 
 from superpod.collectives.engine import Engine
+from superpod.collectives.recorder import Recorder
+from superpod.collectives.reporter import Reporter, flight
 from superpod.collectives.select import Selector
 from superpod.collectives.statistics import Statistics
+from superpod.interconnect.board import possible
 from superpod.interconnect.control import AbortFlag
 from superpod.interconnect.env import Place, Settings
 from superpod.interconnect.errors import InvalidValue
@@ -19,6 +22,7 @@ from superpod.interconnect.link import Link
 from superpod.interconnect.memory_link import MemoryFabric
 from superpod.interconnect.mesh import Mesh
 from superpod.interconnect.rendezvous import AddressBook, DictStore, LauncherStore, Store
+from superpod.interconnect.shm_link import ShmLink
 from superpod.interconnect.zmq_link import ZmqLink
 
 _generations = count()  # the meshes of a process, one after the other, may meet in the same store
@@ -27,11 +31,23 @@ _generations = count()  # the meshes of a process, one after the other, may meet
 class Runtime:
     """A card's part in a job. Closed at the latest when the interpreter ends."""
 
-    def __init__(self, mesh: Mesh, settings: Settings, world_size: int, store: LauncherStore | None = None) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        settings: Settings,
+        world_size: int,
+        recorder: Recorder,
+        reporter: Reporter | None = None,
+        store: LauncherStore | None = None,
+    ) -> None:
         self.mesh = mesh
+        self._recorder, self._reporter = recorder, reporter
+        if reporter is not None:
+            mesh.inquire = reporter.explain
         self.world_size = world_size
         self.statistics = Statistics(mesh.rank, settings.directory)
-        self._selector = Selector(settings.overrides)
+        self._board = settings.link == "shm" and mesh.link.name != "memory" and possible()
+        self._selector = Selector(settings.overrides, board=self._board)
         self._store = store
         if settings.debug == "info":
             _log_to_stderr()
@@ -47,16 +63,21 @@ class Runtime:
             InvalidValue: there are several cards and no store, or a setting makes no sense.
         """
         Selector(settings.overrides)  # a wrong override is told before anything is opened
-        link = ZmqLink(place.rank, directory=settings.directory, transport=settings.transport)
+        link = _link(settings, place)
         with contextlib.ExitStack() as opened:
             opened.callback(link.close, 0)
             store: LauncherStore | None = None
             if book is None and settings.store is not None:
-                store = LauncherStore(settings.store, link.context)
+                store = LauncherStore(settings.store, link.context if isinstance(link, ZmqLink) else None)
                 opened.callback(store.close)
             book = book or AddressBook(store or _nobodys(place), f"superpod/mesh/{next(_generations)}")
-            abort = AbortFlag(settings.directory) if settings.directory is not None else None
-            runtime = Runtime(_mesh(link, book, settings, abort), settings, place.world_size, store)
+            abort = None
+            if settings.directory is not None:
+                abort = AbortFlag(settings.directory, own_ranks=not place.is_the_launchers())
+            recorder, reporter = flight.of_process(place.rank, settings)
+            reporter.publish(book)
+            mesh = _mesh(link, book, settings, abort)
+            runtime = Runtime(mesh, settings, place.world_size, recorder, reporter, store)
             opened.pop_all()
         return runtime
 
@@ -64,15 +85,23 @@ class Runtime:
     def in_memory(n: int, settings: Settings) -> list[Runtime]:
         """The runtimes of n cards that are threads of this process."""
         fabric, book = MemoryFabric(n), AddressBook(DictStore(), "superpod/mesh")
-        return [Runtime(_mesh(link, book, settings, None), settings, n) for link in fabric.links]
+        meshes = [_mesh(link, book, settings, None) for link in fabric.links]
+        return [Runtime(mesh, settings, n, Recorder(settings.record)) for mesh in meshes]
 
     def engine(self, ranks: Sequence[int], name: str, timeout: float) -> Engine:
         """This card's end of a new group."""
-        return Engine(self.mesh, ranks, name, self._selector, self.statistics, timeout)
+        engine = Engine(
+            self.mesh, ranks, name, self._selector, self.statistics, timeout, self._recorder, board=self._board
+        )
+        if self._reporter is not None:
+            self._reporter.add(engine)
+        return engine
 
     def join(self, ranks: Sequence[int], book: AddressBook) -> None:
         """Meet `ranks` in another store than the first one's, whose world they need not belong to."""
         book.publish(self.mesh.rank, self.mesh.link.address)
+        if self._reporter is not None:
+            self._reporter.publish(book)
         self.mesh.learn(ranks, book)
 
     def close(self) -> None:
@@ -94,6 +123,13 @@ def _nobodys(place: Place) -> Store:
             "start with superpod-run, or use torch.distributed, which brings a store of its own"
         )
     return DictStore()
+
+
+def _link(settings: Settings, place: Place) -> ZmqLink | ShmLink:
+    """Raises InvalidValue when the wanted link cannot be had here."""
+    if settings.link == "shm":
+        return ShmLink(place.rank, directory=settings.directory)
+    return ZmqLink(place.rank, directory=settings.directory, transport=settings.transport)
 
 
 def _mesh(link: Link, book: AddressBook, settings: Settings, abort: AbortFlag | None) -> Mesh:

@@ -59,6 +59,17 @@ TABLE: Mapping[str, tuple[Rule, ...]] = {  # the first rule that fits counts; th
 }
 
 
+BOARD: Mapping[str, tuple[Rule, ...]] = {  # where all cards meet on a board; for larger worlds TABLE goes on
+    "all_reduce": (Rule(2, 128 * _K, "one_shot"), Rule(256, 64 * _K, "one_shot"), Rule(64, MAX, "two_shot")),
+    "broadcast": (Rule(256, MAX, "direct"),),
+    "reduce": (Rule(64, MAX, "direct"),),
+    "all_gather": (Rule(256, MAX, "direct"),),
+    "reduce_scatter": (Rule(64, MAX, "direct"),),
+    "all_to_all": (Rule(64, MAX, "direct"),),
+    "barrier": (Rule(256, MAX, "dissemination"),),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """An algorithm and why it was chosen, in words."""
@@ -99,8 +110,14 @@ def _range(entry: str, sizes: str) -> tuple[int, int]:
 class Selector:
     """Chooses algorithms; the same on every rank that has the same overrides."""
 
-    def __init__(self, overrides: Mapping[str, str]) -> None:
-        """`overrides`: collective → text for `parse_override`. Raises InvalidValue naming the variable it came from."""
+    def __init__(self, overrides: Mapping[str, str], *, board: bool = False) -> None:
+        """Raises InvalidValue naming the variable that a wrong override came from.
+
+        Args:
+            overrides: collective → text for `parse_override`.
+            board: the cards are on one host and meet on boards.
+        """
+        self._tables = {name: (*BOARD.get(name, ()), *rules) if board else rules for name, rules in TABLE.items()}
         self._overrides: dict[str, list[tuple[int, int, str]]] = {}
         self._kept: dict[tuple[str, int, int, bool], Choice] = {}
         for collective, text in overrides.items():
@@ -135,7 +152,7 @@ class Selector:
                 note = f"; {_variable(collective)} says {name}, which needs equal blocks"
         rule = next(
             rule
-            for rule in TABLE[collective]
+            for rule in self._tables[collective]
             if nbytes <= rule.nbytes
             and world_size <= rule.ranks
             and (equal_blocks or not algorithms.get(collective, rule.algorithm).equal_blocks)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from superpod.collectives.recorder import DONE, FAILED, POSTED, WAITING
 from superpod.interconnect.errors import DeadlineExceeded, SuperpodError
 from superpod.interconnect.group import Group, again
 from superpod.interconnect.mesh import Mesh
@@ -91,20 +92,36 @@ class MessageWork(Work):
         pendings: Sequence[Pending],
         seconds: float,
         finish: Callable[[], Any],
+        note: Callable[[int], None],
     ) -> None:
-        """`finish` makes the result once all `pendings` are done; `seconds` is how long a wait may take."""
+        """`finish` makes the result once all `pendings` are done; `seconds` is how long a wait may take.
+
+        `note` is told of the work's states, see recorder.py.
+        """
         super().__init__(what)
+        self._note = note
         self._mesh, self._group, self._pendings, self._seconds = mesh, group, pendings, seconds
         self._finish = finish
         self._watched = False
 
     def wait(self, timeout: float | None = None) -> Any:
         """As Work.wait. Without a timeout, running out of the group's own time is a failure of the group."""
-        if not self._done.is_set() and not self._advance(self._seconds if timeout is None else timeout):
+        if not self._done.is_set() and not self._wait_for(self._seconds if timeout is None else timeout):
             if timeout is not None:
                 return super().wait(0)
             self.carry_out(partial(self._fail, self._mesh.too_late(self._pendings, self._seconds, self.what)))
         return super().wait()
+
+    def _wait_for(self, seconds: float) -> bool:
+        self._note(WAITING)
+        ended = self._advance(seconds)
+        if not ended:
+            self._note(POSTED)
+        return ended
+
+    def carry_out(self, action: Callable[[], Any]) -> None:
+        super().carry_out(action)
+        self._note(DONE if self._error is None else FAILED)
 
     def is_completed(self) -> bool:
         return self._done.is_set() or self._advance(0.0)
@@ -138,7 +155,11 @@ class MessageWork(Work):
 
 
 class Worker:
-    """One thread that carries out works in the order in which they were put; started when it is first needed."""
+    """A thread that carries out works in the order in which they were put; started when it is first needed.
+
+    A callback of a work runs in that thread and may put works and wait for them: another thread then goes on with the
+    queue, and the callback's ends with it.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -152,10 +173,9 @@ class Worker:
         """Queue the work; after `stop` it is carried out, to fail in a closed group, by the caller."""
         with self._lock:
             if not self._stopped:
-                if self._thread is None:
-                    thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
-                    thread.start()
-                    self._thread = thread
+                if self._thread is None or self.is_current_thread():
+                    self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
+                    self._thread.start()
                 self.outstanding += 1
                 self._queue.put((work, action))
                 return
@@ -173,6 +193,8 @@ class Worker:
                 with self._lock:
                     self.outstanding -= 1
             del item, work, action  # or the last call's arrays live until the next call
+            if not self.is_current_thread():
+                return
 
     def stop(self, timeout: float) -> None:
         """End after what was put before; waits at most `timeout` seconds for it. Idempotent."""

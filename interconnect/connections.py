@@ -15,7 +15,8 @@ from math import inf
 from superpod.interconnect.link import Broken
 
 FAREWELL = 4.0  # seconds that a peer with one broken and one whole connection is waited for; closing may take it 3
-UNKNOWN = 0.5  # seconds for a connection to say whose it is, when it may be another one of a peer that seems lost
+UNKNOWN = 0.5  # seconds for a connection to say whose it is, when it may be another one of a peer that seems lost;
+# also for one to come in at all from a peer that has never opened any: it closes the unused one, of this card's, first
 REFUSED = 0.5  # seconds; who has published an address listens there, so one that refuses for so long is gone
 
 _STRANGER = -1  # in place of a peer
@@ -34,6 +35,7 @@ class Connections:
         self._alive: Counter[int] = Counter()  # peer → connections that are whole
         self._broke: dict[int, float] = {}  # peer that may be lost → when its last break was heard of
         self._lost: set[int] = set()
+        self._came: set[int] = set()  # peers that have opened a connection
 
     def opened(self, endpoint: str, peer: int) -> None:
         """This card has begun to connect to `peer`."""
@@ -50,6 +52,7 @@ class Connections:
         Everything that was heard of connections before that message must have been told here: descriptors are used
         again, and a connection may be gone before its message is read.
         """
+        self._came.add(peer)
         if descriptor not in self._accepted:
             self._doubt(peer, now)
             return
@@ -101,7 +104,7 @@ class Connections:
     def _patience(self, peer: int) -> float:
         if self._alive[peer] > 0:
             return FAREWELL
-        return UNKNOWN if None in self._accepted.values() else 0.0
+        return UNKNOWN if peer not in self._came or None in self._accepted.values() else 0.0
 
     def _end(self, peer: int, now: float) -> None:
         self._alive[peer] -= 1

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import time
+from array import array
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import msgpack
 
 from superpod.interconnect.errors import InvalidValue
 
-_FIFO, _CAUSE, _NEWS = "abort", "abort.json", "news"
+_FIFO, _CAUSE, _NEWS, _GONE = "abort", "abort.json", "news", "gone-{}"
+_ROOM = socket.CMSG_SPACE(array("i").itemsize)  # for one file descriptor
 _MAX_DATAGRAM = 128 * 1024  # below the kernel's default socket buffer of 208 KiB
 
 
@@ -43,7 +45,10 @@ class Failure:
 
 
 class AbortSwitch:
-    """The launcher's end of the abort flag. Use: `pull(failure)` ends every wait of every card of the job."""
+    """The launcher's end of the abort flag. Use: `pull(failure)` ends every wait of every card of the job.
+
+    `note_gone(rank, how)` is milder: a card has ended well, which only concerns those who have yet to meet it.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -60,6 +65,13 @@ class AbortSwitch:
             draft.rename(self._directory / _CAUSE)
         self.close()
 
+    def note_gone(self, rank: int, how: str) -> None:
+        """For those who look for it: `rank` has ended, `how` continues a sentence that starts with it."""
+        draft = self._directory / (_GONE.format(rank) + ".draft")
+        with contextlib.suppress(OSError):
+            draft.write_text(how)
+            draft.rename(self._directory / _GONE.format(rank))
+
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
@@ -69,9 +81,12 @@ class AbortSwitch:
 class AbortFlag:
     """A card's end of the abort flag: poll `fileno()`, and ask `failure()` when it is readable."""
 
-    def __init__(self, directory: Path) -> None:
-        """Raises InvalidValue when `directory` is not that of a running job."""
-        self._directory = directory
+    def __init__(self, directory: Path, *, own_ranks: bool = False) -> None:
+        """Raises InvalidValue when `directory` is not that of a running job.
+
+        `own_ranks`: this card numbers the others in its own way, so what the launcher says of ranks is of no use.
+        """
+        self._directory, self._own_ranks = directory, own_ranks
         try:
             self._fd = os.open(directory / _FIFO, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -94,6 +109,15 @@ class AbortFlag:
             return Failure(**json.loads((self._directory / _CAUSE).read_text()))
         return Failure(-1, "", 0, "the launcher has ended")
 
+    def gone(self, rank: int) -> str | None:
+        """How `rank` has ended, though the job goes on; None while it has not. Costs one system call."""
+        if self._own_ranks:
+            return None
+        try:
+            return (self._directory / _GONE.format(rank)).read_text()
+        except OSError:
+            return None
+
     def close(self) -> None:
         os.close(self._fd)
 
@@ -111,27 +135,35 @@ class NewsDesk:
         return self._socket.fileno()
 
     def read(self) -> list[dict[str, Any]]:
-        """All news that have arrived, in order; what is not a news item is left out."""
+        """All news that have arrived, in order; what is not a news item is left out.
+
+        An item that came with a descriptor has it as "descriptor": close it.
+        """
         items: list[dict[str, Any]] = []
         while True:
             try:
-                datagram = self._socket.recv(_MAX_DATAGRAM + 1)
+                # socket.recv_fds would do, but up to Python 3.12 it does not pass the flag on
+                datagram, extras, _, _ = self._socket.recvmsg(_MAX_DATAGRAM + 1, _ROOM, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return items
+            fds = array("i", b"".join(content for _, _, content in extras)).tolist()
             with contextlib.suppress(ValueError, msgpack.UnpackException):
                 item = msgpack.unpackb(datagram)
                 if isinstance(item, dict) and isinstance(item.get("event"), str):
-                    items.append(item)
+                    item.pop("descriptor", None)
+                    items.append({**item, "descriptor": fds.pop()} if fds else item)
+            for fd in fds:
+                os.close(fd)
 
     def close(self) -> None:
         self._socket.close()
 
 
-def send_news(directory: Path | None, rank: int, event: str, **fields: Any) -> bool:
+def send_news(directory: Path | None, rank: int, event: str, *, descriptor: int | None = None, **fields: Any) -> bool:
     """Tell the launcher; without one (`directory` is None) do nothing.
 
-    An item carries event, rank, pid, time (seconds since the epoch) and `fields`. Returns whether it was sent: a
-    launcher that is gone, or an item above 128 KiB, is no error of the card.
+    An item carries event, rank, pid, time (seconds since the epoch), `fields`, and a copy of the `descriptor`. Returns
+    whether it was sent: a launcher that is gone, or an item above 128 KiB, is no error of the card.
     """
     if directory is None:
         return False
@@ -140,6 +172,7 @@ def send_news(directory: Path | None, rank: int, event: str, **fields: Any) -> b
         return False
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
         line.settimeout(5)
-        line.sendto(datagram, str(directory / _NEWS))
+        beside = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor]))]
+        line.sendmsg([datagram], beside, 0, str(directory / _NEWS))
         return True
     return False

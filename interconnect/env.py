@@ -3,12 +3,14 @@
 Read by a card:
     SUPERPOD_DIR            the job's directory (0700): sockets, abort flag, news. Written by superpod-run.
     SUPERPOD_STORE          endpoint of the launcher's own key-value store. Written by superpod-run.
-    SUPERPOD_LINK           auto (default) or zmq: what carries the payload
+    SUPERPOD_LINK           auto (default), zmq or shm: what carries the payload; shm: shared memory, on one host
     SUPERPOD_ZMQ_TRANSPORT  ipc (default) or tcp: how ZeroMQ connects cards of one host
     SUPERPOD_DEBUG          off (default) or info: say on stderr which algorithm was chosen and why
     SUPERPOD_TIMEOUT        longest wait of one call (default 30m); torch groups bring their own
     SUPERPOD_SEGMENT        a large payload travels in segments of this size (default 1M)
     SUPERPOD_WINDOW         most bytes under way from one card to another (default 4M)
+    SUPERPOD_WATCHDOG       after so long a wait, and at growing intervals, say who waits for whom (default 0: never)
+    SUPERPOD_RECORD         how many calls a card's flight recorder remembers (default 512; 0: none)
     SUPERPOD_<COLLECTIVE>   which algorithm for which size: "tree:0-65536;ring:65537-max"
 and glibc's MALLOC_* and GLIBC_TUNABLES, torchrun's RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
 
@@ -55,9 +57,10 @@ COLLECTIVES = (
     "scatter",
     "barrier",
 )
-LINKS = ("auto", "zmq")
+LINKS = ("auto", "zmq", "shm")
 TRANSPORTS = ("ipc", "tcp")
 DEBUG_LEVELS = ("off", "info")
+MOST_RECORDS = 1 << 20  # of 248 bytes each
 CARD_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 """What tells a card which one it is; a process that only prepares cards has none of it."""
 
@@ -74,6 +77,8 @@ class Settings:
     timeout: float = 1800.0
     segment: int = 1 << 20
     window: int = 4 << 20
+    watchdog: float = 0.0
+    record: int = 512
     overrides: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
@@ -90,10 +95,14 @@ class Settings:
             timeout=_read(env, "SUPERPOD_TIMEOUT", parse_seconds, default.timeout),
             segment=_read(env, "SUPERPOD_SEGMENT", parse_size, default.segment),
             window=_read(env, "SUPERPOD_WINDOW", parse_size, default.window),
+            watchdog=_read(env, "SUPERPOD_WATCHDOG", parse_seconds, default.watchdog),
+            record=_read(env, "SUPERPOD_RECORD", int, default.record),
             overrides={c: env[v] for c in COLLECTIVES if env.get(v := f"SUPERPOD_{c.upper()}")},
         )
         if not 1 << 10 <= settings.segment <= 64 << 20:
             raise InvalidValue(f"SUPERPOD_SEGMENT={settings.segment} must lie between 1K and 64M")
+        if not 0 <= settings.record <= MOST_RECORDS:
+            raise InvalidValue(f"SUPERPOD_RECORD={settings.record} must lie between 0 (off) and {MOST_RECORDS} calls")
         if settings.window < settings.segment:
             raise InvalidValue(
                 f"SUPERPOD_WINDOW={settings.window} must be at least SUPERPOD_SEGMENT={settings.segment}, "
@@ -125,6 +134,14 @@ class Place:
             )
         local = _read(env, "LOCAL_RANK", int, rank)
         return Place(rank, world_size, local, _read(env, "LOCAL_WORLD_SIZE", int, world_size))
+
+
+    def is_the_launchers(self) -> bool:
+        """Whether rank and world size are those that the launcher gave this process, and not the script's own."""
+        with contextlib.suppress(InvalidValue):
+            given = Place.read()
+            return (self.rank, self.world_size) == (given.rank, given.world_size)
+        return False
 
 
 @dataclass(frozen=True, slots=True)

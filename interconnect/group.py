@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from math import inf
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+from superpod.interconnect.control import Failure
 from superpod.interconnect.errors import (
     CollectiveMismatch,
     InvalidValue,
@@ -32,23 +33,28 @@ class Group:
         self.ident = ident
         self.name = name
         self.on_probe = on_probe
+        self.place: Callable[[int, int, str], str] = lambda tag, number, text: ""  # where the user's code made a call
+        self.text: Callable[[int], str] = lambda number: ""  # what it was, "" if that has been forgotten
         self.failure: SuperpodError | None = None
         self.due = inf  # when the suspicion counts [s]
         self._suspicion: SuperpodError | None = None
 
-    def judge(self, rank: int, receive: Receive, header: Header) -> CollectiveMismatch | None:
-        """The error for a message that is not the one that `rank` awaits; None if its sender should be asked first.
+    def judge(self, rank: int, receive: Receive, header: Header) -> bytes:
+        """A message is not the one that `rank` awaits: suspect a mismatch, and return the complaint to its sender.
 
-        The two calls that such a message names need not be those on which the ranks disagree. When one of them is
-        ahead of the other, it knows what it called before: then it names two calls of one number.
+        The sender knows where in its code it made the call, and will fail the group with the better error. The two
+        calls that the message names need not be those on which the ranks disagree: when one of them is ahead of the
+        other, it knows what it called before; then the complaint is about two calls of one number.
         """
-        error = wrong_message(self, rank, receive, header)
-        if header.sequence > receive.sequence:
-            self.suspect(error)
-            return None
-        if header.sequence < receive.sequence:
-            self.on_probe(receive.peer, header)  # fails the group if the calls of that number differ
-        return error
+        number, mine, tag = receive.sequence, receive.text, receive.key[2]
+        if header.sequence < number and self.text(header.sequence) not in ("", header.text):
+            number, mine = header.sequence, self.text(header.sequence)
+            ours = f"{mine} (#{number}){at(self.place(tag, number, mine))}"
+            self.suspect(mismatch(self, (receive.peer, f"{header.text} (#{number})"), (rank, ours)))
+        else:
+            self.suspect(wrong_message(self, rank, receive, header))
+        words = Complaint(mine, self.place(tag, number, mine), header.text).packed()
+        return encode(Header(Kind.PROBE, self.ident, tag, number, receive.step, text=words))
 
     def suspect(self, error: SuperpodError) -> None:
         """The group has failed, but somebody may give a better error soon. Only the first suspicion counts."""
@@ -130,15 +136,42 @@ def again(error: SuperpodError) -> SuperpodError:
     return type(error)(*error.args)
 
 
-def probe_frame(receive: Receive) -> bytes:
-    """The frame that tells a peer what it is awaited in."""
+class Complaint(NamedTuple):
+    """The text of a probe: what its sender called, where in its code, and which other call it was sent instead."""
+
+    call: str
+    place: str = ""
+    instead: str = ""
+
+    def packed(self) -> str:
+        return "\n".join(self).rstrip("\n")
+
+    @staticmethod
+    def unpacked(text: str) -> Complaint:
+        return Complaint(*text.split("\n")[:3])
+
+
+def at(place: str) -> str:
+    """A place in the user's code, to stand behind a call."""
+    return f" in {place}" if place else ""
+
+
+def probe_frame(receive: Receive, place: str = "") -> bytes:
+    """The frame that tells a peer what it is awaited in, in a call made at `place`."""
     _, group, tag = receive.key
-    return encode(Header(Kind.PROBE, group, tag, receive.sequence, receive.step, text=receive.text))
+    text = Complaint(receive.text, place).packed()
+    return encode(Header(Kind.PROBE, group, tag, receive.sequence, receive.step, text=text))
 
 
 def fail_frame(group: Group, rank: int, error: SuperpodError) -> bytes:
     """The frame that tells a peer that a group has failed; `error_from` reads its text."""
     return encode(Header(Kind.FAIL, group.ident, 0, text=f"{type(error).__name__}\n{rank}\n{error}"))
+
+
+def error_of(failure: Failure) -> SuperpodError:
+    """The error for the card that the launcher says has failed: what concerns all keeps its class here, too."""
+    kind, _, message = failure.cause.removeprefix("raised ").partition(": ")
+    return CollectiveMismatch(message) if kind == CollectiveMismatch.__name__ else PeerLost(str(failure))
 
 
 def error_from(text: str) -> SuperpodError:

@@ -16,7 +16,7 @@ Buffer = bytes | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A frame that has come in. The payload stays valid as long as it is referenced."""
+    """A frame that has come in. The payload stays valid as long as it is referenced, unless the link is fleeting."""
 
     peer: int
     header: Buffer
@@ -46,6 +46,8 @@ class Link(Protocol):
 
     name: str
     rank: int
+    fleeting: bool
+    """A payload is valid only until the next call of `take` or `post`: it lies where the peer will write again."""
 
     @property
     def address(self) -> str:

@@ -23,6 +23,7 @@ class MemoryLink:
     """A card's end of a MemoryFabric. Satisfies the Link contract."""
 
     name = "memory"
+    fleeting = False
 
     def __init__(self, fabric: MemoryFabric, rank: int) -> None:
         self.rank = rank

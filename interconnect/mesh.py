@@ -7,6 +7,7 @@ happens when something goes wrong is in trouble.py.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from math import inf
 
@@ -15,11 +16,12 @@ import numpy as np
 from superpod.interconnect.control import AbortFlag
 from superpod.interconnect.errors import (
     BadFrame,
+    DeadlineExceeded,
     InvalidValue,
     SuperpodError,
 )
 from superpod.interconnect.forked import call_in_child
-from superpod.interconnect.group import Group, Groups, ProbeHandler, error_from, probe_frame
+from superpod.interconnect.group import Group, Groups, ProbeHandler, error_from
 from superpod.interconnect.link import Arrival, Broken, Link, Refused
 from superpod.interconnect.peers import Peers, Refusals
 from superpod.interconnect.rendezvous import AddressBook
@@ -31,7 +33,6 @@ from superpod.interconnect.wire import Header, Kind, decode, encode
 PROBE_AFTER = 0.25  # seconds of waiting before a card tells its peers what it awaits from them
 LINGER = 3.0  # seconds that closing may take to deliver what is under way
 _SLICE = 1.0  # seconds; the longest sleep between two looks at deadline and failures
-_KNOCK = 0.1  # seconds that a probe may take to find those peers that have not joined yet
 
 
 class Mesh(Trouble):
@@ -60,10 +61,11 @@ class Mesh(Trouble):
         self.rank = link.rank
         self.refused = Refusals(link.rank)
         self.streams = Streams(link, segment, window, self._on_mismatch)
-        self._peers = Peers(book)
+        self._peers = Peers(book) if abort is None else Peers(book, abort.gone)
         self._patience = patience
         self._abort = abort
         self._groups = Groups(link.rank)
+        self.boards: Counter[int] = Counter()  # group → how many boards its members have met at
         self._failure: SuperpodError | None = None
         self.closed = False
         self._over = f"rank {link.rank} has closed its mesh; make a new communicator or process group"
@@ -250,10 +252,11 @@ class Mesh(Trouble):
         )
         self._close_locked()
 
-    def _connect(self, peer: int, group: Group | None, seconds: float) -> None:
-        """Find `peer` and connect to it. Raises DeadlineExceeded when it never joined, and the group's failure."""
-        if peer == self.rank:
-            raise InvalidValue(_SELF.format(peer))
+    def find(self, peer: int, group: Group | None, seconds: float, name: str = "") -> str:
+        """An address of `peer`: that of its mesh, or what it has published under `name`; waits for it.
+
+        Raises DeadlineExceeded after `seconds`, PeerLost when it has ended without one, and the group's failure.
+        """
 
         def check() -> None:
             with self._lock:
@@ -261,7 +264,35 @@ class Mesh(Trouble):
                 self._progress()
                 self._refuse_if_over(group)
 
-        address = self._peers.find(peer, seconds, check)
+        try:
+            return self._peers.find(peer, seconds, check, name)
+        except DeadlineExceeded as error:
+            raise self.with_report(error, group, [peer]) from None
+
+    def publish(self, name: str, address: str) -> None:
+        """Let the others `find` an address of this card's under `name`."""
+        self._peers.publish(self.rank, name, address)
+
+    def look(self, group: Group, awaited: Sequence[Receive], *, probe: bool) -> None:
+        """One look around, for a card that waits elsewhere than in the mesh. Raises the group's failure.
+
+        Args:
+            awaited: what it waits for, as if it came in messages; `probe`: tell those whom it waits for.
+        """
+        with self._lock:
+            self._progress()
+            if probe:
+                self._probe(awaited)
+            self._look_at_abort_flag()
+            self._meet_the_gone(awaited)
+            self._refuse(awaited, group)
+
+    def _connect(self, peer: int, group: Group | None, seconds: float) -> None:
+        """Find `peer` and connect to it. Raises DeadlineExceeded when it never joined, and the group's failure."""
+        if peer == self.rank:
+            raise InvalidValue(_SELF.format(peer))
+
+        address = self.find(peer, group, seconds)
         with self._lock:
             self._refuse_if_over(None)
             if not self.link.reaches(peer):
@@ -326,11 +357,10 @@ class Mesh(Trouble):
     def _on_mismatch(self, receive: Receive, header: Header) -> None:
         group = self._groups.get(receive.key[1])
         assert group is not None  # or nobody could have posted the receive
-        asked = group.due < inf
-        if (error := group.judge(self.rank, receive, header)) is not None:
-            self.fail_group_locked(group, error)
-        elif not asked and self.link.reaches(receive.peer):  # it knows more, and will answer by failing the group
-            self.link.post(receive.peer, probe_frame(receive), b"")
+        if group.due == inf:
+            complaint = group.judge(self.rank, receive, header)
+            if self.link.reaches(receive.peer):  # it knows more, and will answer by failing the group
+                self.link.post(receive.peer, complaint, b"")
 
     # Waiting
 
@@ -338,6 +368,8 @@ class Mesh(Trouble):
         """Give the lock away and wait for something to happen."""
         if self._turns.sleep(min(seconds, _SLICE)):
             self._look_at_abort_flag()
+        elif seconds >= _SLICE:
+            self._meet_the_gone(pendings)
         self._progress(pendings)  # also before a follower leads: a signal may have been swallowed while nobody did
 
 

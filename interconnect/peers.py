@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Set
 from typing import NamedTuple
 
-from superpod.interconnect.errors import BadFrame, DeadlineExceeded
+from superpod.interconnect.errors import BadFrame, DeadlineExceeded, PeerLost
 from superpod.interconnect.link import Broken
 from superpod.interconnect.rendezvous import AddressBook
 
@@ -25,8 +25,10 @@ class _Book(NamedTuple):
 class Peers:
     """The other cards of one card's job. One thread at a time, except `find`."""
 
-    def __init__(self, book: AddressBook) -> None:
+    def __init__(self, book: AddressBook, gone: Callable[[int], str | None] = lambda _: None) -> None:
+        """`gone` tells how a rank has ended that the launcher has seen ending, see AbortFlag."""
         self.lost: dict[int, str] = {}  # rank → how it was lost, in words that continue "rank 3 ..."
+        self.gone = gone
         self._book = book
         self._books: list[_Book] = []  # the latest last
 
@@ -34,18 +36,34 @@ class Peers:
         """Look for the addresses of `ranks` in `book` from now on."""
         self._books.append(_Book(frozenset(ranks), book))
 
-    def find(self, peer: int, seconds: float, check: Callable[[], None]) -> str:
+    def publish(self, rank: int, name: str, address: str) -> None:
+        """Put another address of `rank`'s, this card, wherever others may look for it."""
+        for book in self._books_of(rank):
+            book.beside(name).publish(rank, address)
+
+    def _books_of(self, rank: int) -> list[AddressBook]:
+        """The latest first."""
+        return [*(b.book for b in reversed(self._books) if rank in b.ranks), self._book]
+
+    def find(self, peer: int, seconds: float, check: Callable[[], None], name: str = "") -> str:
         """The peer's address, waiting at most `seconds` until it is published; calls `check` once a second.
 
-        Raises DeadlineExceeded when the peer has not joined by then, and what `check` raises.
+        `name` is that of another address than the mesh's own.
+        Raises DeadlineExceeded when the peer has not joined by then, PeerLost when it never will, and what `check`
+        raises.
         """
-        book = next((b.book for b in reversed(self._books) if peer in b.ranks), self._book)
+        book = self._books_of(peer)[0]
+        book = book.beside(name) if name else book
         end = time.monotonic() + seconds
         while True:
             rest = end - time.monotonic()
+            gone = self.gone(peer)  # before the look: what it has published, it has published by now
             try:
                 return book.find(peer, min(max(rest, 0.001), _SLICE))
             except DeadlineExceeded as error:
+                if gone is not None:
+                    how = self.lost.setdefault(peer, gone if name else f"{gone} before it joined")
+                    raise PeerLost(f"rank {peer} {how}") from error
                 if rest <= _SLICE:
                     raise DeadlineExceeded(
                         f"rank {peer} has not joined within {seconds:.1f} s: it was not started, or it is dead"

@@ -82,8 +82,10 @@ class DictStore:
 class LauncherStore:
     """A card's end of the launcher's own store. One request at a time; any thread."""
 
-    def __init__(self, endpoint: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self._socket = context.socket(zmq.DEALER)
+    def __init__(self, endpoint: str, context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:
+        """`context`: one that the process has already; None makes one, which goes with the store."""
+        self._own_context = zmq.Context(io_threads=1) if context is None else None
+        self._socket = (context or self._own_context).socket(zmq.DEALER)  # type: ignore[union-attr]
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # so that sending never blocks, even if nobody serves
         self._socket.connect(endpoint)
@@ -114,6 +116,8 @@ class LauncherStore:
     def close(self) -> None:
         with self._lock:  # a socket is one thread's at a time, and a `get` ends soon
             self._socket.close()
+            if self._own_context is not None:
+                self._own_context.term()  # waits until what was set has left, for at most LINGER
 
     def _refuse_if_closed(self) -> None:
         if self._socket.closed:
@@ -172,6 +176,10 @@ class AddressBook:
     def __init__(self, store: Store, prefix: str) -> None:
         self._store = store
         self._prefix = prefix
+
+    def beside(self, name: str) -> AddressBook:
+        """A book in the same store for other addresses of the same cards."""
+        return AddressBook(self._store, f"{self._prefix}/{name}")
 
     def publish(self, rank: int, address: str) -> None:
         self._store.set(f"{self._prefix}/{rank}", address.encode())

@@ -62,6 +62,8 @@ class Receive:
         sequence, step, text: the receiver's own call, compared with the sender's.
         candidates: the ranks that it may come from, as long as `key` leaves that open.
         error: why it will never be done, though its message has come.
+        before: what arrives is the first operand of the reduction: two that exchange must agree which one it is, for
+            NaNs, zeros and products of complex numbers are not the same bits the other way round.
     """
 
     key: StreamKey
@@ -74,6 +76,7 @@ class Receive:
     got: int = 0
     done: bool = False
     error: SuperpodError | None = None
+    before: bool = False
 
     @property
     def peer(self) -> int:
@@ -107,11 +110,10 @@ class Receive:
             incoming = np.frombuffer(payload, into.dtype)
             if self.reduce is None:
                 part[...] = incoming
-            elif into.dtype.kind in "fc":
-                with np.errstate(all="ignore"):  # an overflow is the result; in whose thread it arises is chance
-                    self.reduce(part, incoming, out=part)
             else:
-                self.reduce(part, incoming, out=part)
+                one, other = (incoming, part) if self.before else (part, incoming)
+                with np.errstate(all="ignore"):  # an overflow is the result; in whose thread it arises is chance
+                    self.reduce(one, other, out=part)
         self.got += len(payload)
         self.done = self.got == into.nbytes
 
@@ -198,7 +200,7 @@ class Streams:
                 if inlet.consumed >= self._credit_at:
                     self._give_credit(key, inlet)
                 return
-        inlet.early.append((header, payload))
+        inlet.early.append((header, bytes(payload) if self._link.fleeting else payload))
         self._match(key, inlet)
 
     def credit(self, key: StreamKey, nbytes: int) -> None:
@@ -223,6 +225,12 @@ class Streams:
                     self._give_up(inlet, p)
             elif (outlet := self._outlets.get(p.key)) and p in outlet.backlog:
                 outlet.backlog.remove(p)
+
+    def awaited(self, group: int, tag: int) -> list[int]:
+        """The peers who must do something for the group's calls with `tag` to go on. Any thread, no lock."""
+        late = {key[0] for key, inlet in list(self._inlets.items()) if key[1:] == (group, tag) and inlet.posted}
+        late |= {key[0] for key, outlet in list(self._outlets.items()) if key[1:] == (group, tag) and outlet.backlog}
+        return sorted(late)
 
     def forget(self, group: int) -> None:
         """Drop all streams of a group."""

@@ -8,18 +8,20 @@ Only the launcher's abort flag ends the waits of all groups.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from math import inf
 
 from superpod.interconnect.control import AbortFlag
 from superpod.interconnect.errors import DeadlineExceeded, LinkClosed, PeerLost, SuperpodError, ranks_text
-from superpod.interconnect.group import Group, Groups, again, fail_frame, probe_frame
+from superpod.interconnect.group import Group, Groups, again, error_of, fail_frame, probe_frame
 from superpod.interconnect.link import Link
 from superpod.interconnect.peers import Peers
 from superpod.interconnect.streams import ANYONE, Pending, Receive, Streams
 from superpod.interconnect.turns import Turns
 
 _KNOCK = 0.1  # seconds that a probe may take to find those peers that have not joined yet
+_LOOK_AGAIN = 1.0  # seconds between two looks at who has ended
 
 
 class Trouble:
@@ -35,6 +37,9 @@ class Trouble:
     _abort: AbortFlag | None
     _failure: SuperpodError | None
     _over: str
+    _gone_due = 0.0  # when to look again at who has ended, by time.monotonic()
+    inquire: Callable[[str, Collection[int]], list[str]] | None = None
+    """A group's name and ranks that are late in it → lines that say what they are doing. May take a second."""
 
     def _progress(self, until: Sequence[Pending] = ()) -> None:
         raise NotImplementedError
@@ -56,8 +61,16 @@ class Trouble:
 
     def too_late(self, pendings: Sequence[Pending], seconds: float, what: str) -> DeadlineExceeded:
         """The error for a wait in `what` that has taken `seconds`: it names the ranks that are late."""
-        late = ranks_text(rank for p in pendings if not p.done for rank in p.awaited)
-        return DeadlineExceeded(f"rank {self.rank}: Timed out after {seconds:.1f} s waiting for {late} in {what}")
+        late = {rank for p in pendings if not p.done for rank in p.awaited}
+        group = self._groups.get(pendings[0].key[1]) if pendings else None
+        text = f"rank {self.rank}: Timed out after {seconds:.1f} s waiting for {ranks_text(late)} in {what}"
+        return self.with_report(DeadlineExceeded(text), group, late)
+
+    def with_report(self, error: DeadlineExceeded, group: Group | None, late: Collection[int]) -> DeadlineExceeded:
+        """The error, and what those are doing who are late."""
+        if self.inquire is None or group is None:
+            return error
+        return DeadlineExceeded("\n  ".join([str(error), *self.inquire(group.name, late)]))
 
     # Everything from here on holds the lock
 
@@ -68,7 +81,9 @@ class Trouble:
         self._knock({p.peer for p in late})  # in vain if they are not there yet: the next probe tries again
         for p in late:
             if self.link.reaches(p.peer) and p.peer not in self._peers.lost:
-                self.link.post(p.peer, probe_frame(p), b"")
+                group = self._groups.get(p.key[1])
+                place = group.place(p.key[2], p.sequence, p.text) if group is not None else ""
+                self.link.post(p.peer, probe_frame(p, place), b"")
 
     def _knock(self, peers: Collection[int]) -> list[int]:
         """Connect to those of `peers` that this card has never met, without much ado; returns those that it now has."""
@@ -78,6 +93,17 @@ class Trouble:
                 with contextlib.suppress(SuperpodError):
                     self._connect(peer, None, _KNOCK / len(strangers))
         return [p for p in strangers if self.link.reaches(p)]
+
+    def _meet_the_gone(self, pendings: Sequence[Pending]) -> None:
+        """Of those awaited whom this card has never met, connect to who has ended: in vain, and then it is lost.
+
+        Once a second: it costs a system call for each of them.
+        """
+        if (now := time.monotonic()) < self._gone_due:
+            return
+        self._gone_due = now + _LOOK_AGAIN
+        strangers = {r for p in pendings if not p.done for r in p.awaited if not self.link.reaches(r)}
+        self._knock([r for r in strangers if r not in self._peers.lost and self._peers.gone(r) is not None])
 
     def fail_group_locked(self, group: Group, error: SuperpodError) -> None:
         """As `fail_group`, for a probe handler, which holds the lock."""
@@ -94,7 +120,7 @@ class Trouble:
 
     def _look_at_abort_flag(self) -> None:
         if self._abort is not None and self._failure is None and (failure := self._abort.failure()) is not None:
-            self._failure = PeerLost(str(failure))
+            self._failure = error_of(failure)
             self._turns.rouse()
 
     def _refuse_if_over(self, group: Group | None) -> None:

@@ -44,6 +44,7 @@ class ZmqLink:
     """A card's ZeroMQ socket. Satisfies the Link contract."""
 
     name = "zmq"
+    fleeting = False
 
     def __init__(self, rank: int, *, directory: Path | None = None, transport: str = "ipc") -> None:
         """Listen for other cards.
@@ -74,6 +75,7 @@ class ZmqLink:
         self._senders: dict[bytes, int] = {}  # route → peer
         self._connections = Connections()
         self._broken: set[int] = set()
+        self._over: list[str] = []  # endpoints that this card had connected to, and must not again
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._incoming, self._reports = [(self._socket, zmq.POLLIN)], [(self._monitor, zmq.POLLIN)]
         self._watched: set[int] = set()
@@ -175,6 +177,9 @@ class ZmqLink:
             if not zmq.zmq_poll(self._reports, 0):
                 break
             self._hear()  # and look at the socket again: what a peer sent before its connection broke comes first
+        while self._over:  # only now: it drops what came on the connection and was not taken
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.disconnect(self._over.pop())
         if (broken := self._connections.lost(time.monotonic())) is not None:
             self._broken.add(broken.peer)
         return broken
@@ -227,8 +232,7 @@ class ZmqLink:
                 self._connections.refused(endpoint, now) if refused else self._connections.broke(endpoint, value, now)
             )
             if over:
-                with contextlib.suppress(zmq.ZMQError):
-                    self._socket.disconnect(endpoint)
+                self._over.append(endpoint)
 
     def wait(self, seconds: float) -> bool:
         if (look_at := self._connections.look_at) < inf:

@@ -14,17 +14,20 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from superpod.collectives.standing import describe
 from superpod.interconnect.control import AbortSwitch, Failure, NewsDesk
 from superpod.launcher.console import Console
 from superpod.launcher.ending import Ending
+from superpod.launcher.flight import flight_record
 from superpod.launcher.job import JobSpec
 from superpod.launcher.logs import Logs
 from superpod.launcher.outcome import LAUNCHER, Card, Outcome
 from superpod.launcher.processes import adopt_orphans, children, end_in_words, kill_children
 from superpod.launcher.pump import Pump
 from superpod.launcher.signals import SignalInbox
+from superpod.launcher.survey import BlackBoxes, Standings, Survey
 from superpod.launcher.zygote_process import ZygoteProcess, store_endpoint
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 _UNDER_WAY = 32  # cards being started at a time: fewer would wait for one another, more fill the channel
 _LAST_WAIT = 8.0  # seconds for the zygote to say that all has ended
+_SAME_WAIT = 1 / 3  # of a wait's length: reports are no closer together, for all cards that wait ask for them
 _HEARSAY = 0.3  # seconds: a card that only heard of a failure is believed when its cause does not show up by then
 
 
@@ -52,6 +56,10 @@ class Agent:
         self._hearsay: tuple[float, Card] | None = None  # when to believe it, and whom
         self._selector = selectors.DefaultSelector()
         self._pump = Pump(self._selector, console)
+        self._boxes = BlackBoxes()
+        self._survey = Survey(directory, self.outcome, self._boxes, self._selector)
+        self._reported = float("-inf")  # when the last report on waiting cards was asked for
+        self._at_failure: Standings = {}
         self._zygote = self._start_zygote(directory)
         try:
             self._abort, self._desk, self._store = AbortSwitch(directory), NewsDesk(directory), _open_store(directory)
@@ -90,9 +98,17 @@ class Agent:
         self._zygote.wait()
         kill_children(_LAST_WAIT, spare=self._not_ours)
         for item in self._desk.read():
-            self.outcome.hear(item)
-        for part in (self._selector, self._zygote, self._abort, self._desk, self._store):
+            self._hear(item)
+        for part in (self._survey, self._selector, self._zygote, self._abort, self._desk, self._store, self._boxes):
             part.close()
+
+    def flight_record(self, reason: str) -> dict[str, Any] | None:
+        """What the cards have recorded, also those that are gone; None when no card has. Call it before `close`."""
+        for item in self._desk.read():
+            self._hear(item)
+        if not self._boxes:
+            return None
+        return flight_record(self.outcome, self._survey.record(self._at_failure), self._host, reason)
 
     # What may happen
 
@@ -124,18 +140,50 @@ class Agent:
             self._ended += 1
             self.outcome.ended(rank, code, ended)
             self._check(self.outcome.cards[rank])
+            if code == 0:
+                self._abort.note_gone(rank, end_in_words(code))
         elif not self._closing:
             self._fail(f"the process with torch's store {end_in_words(code)}", 1)
 
     def _on_news(self) -> None:
         for item in self._desk.read():
-            if (card := self.outcome.hear(item)) is not None:
+            if (card := self._hear(item)) is not None:
                 self._check(card)
         self._show_progress()
 
+    def _hear(self, item: dict[str, Any]) -> Card | None:
+        """News from a card, which is returned."""
+        descriptor = item.pop("descriptor", None)
+        card = self.outcome.hear(item)
+        if descriptor is not None and card is not None and item["event"] == "record":
+            self._boxes.hold(card.rank, descriptor)
+        elif descriptor is not None:
+            os.close(descriptor)
+        match item:
+            case {"event": "late", "call": str(call), "seconds": float(seconds)} if card is not None:
+                self._on_late(card.rank, call, seconds)
+        return card
+
+    def _on_late(self, rank: int, call: str, seconds: float) -> None:
+        """A card's watchdog: it has waited for so long."""
+        now = time.monotonic()
+        if not self._ending.begun and now - self._reported >= seconds * _SAME_WAIT:
+            self._reported = now
+            self._report(f"rank {rank} has waited for {seconds:.0f} s in {call}; what the cards are doing:")
+
+    def _report(self, headline: str) -> None:
+        """Ask all cards what they are doing, and say it."""
+
+        def say(standings: Standings) -> None:
+            self._console.say("\n".join([headline, *(f"  {line}" for line in describe(standings))]))
+
+        self._survey.begin(say)
+
     def _on_signals(self) -> None:
         for signum in self._inbox.read():
-            if self._ending.begun:
+            if signum == signal.SIGUSR1:
+                self._report("what the cards are doing (SIGUSR1):")
+            elif self._ending.begun:
                 self._ending.at_once(time.monotonic())  # asked twice
             else:
                 self._interrupt(signum)
@@ -167,15 +215,22 @@ class Agent:
             self._hearsay = time.monotonic() + _HEARSAY, card
 
     def _blame(self, card: Card) -> None:
+        self._ask_at_failure()
         self._abort.pull(Failure(card.rank, self._host, card.pid, card.cause))
         self._begin_ending(self._ending.after_failure)
 
     def _fail(self, cause: str, exit_code: int) -> None:
         """The job cannot go on, and no card is to blame."""
         if not self._ending.begun:
+            self._ask_at_failure()
             self.outcome.launcher_failed(cause, exit_code)
             self._abort.pull(Failure(LAUNCHER, self._host, os.getpid(), cause))
             self._begin_ending(self._ending.after_failure)
+
+    def _ask_at_failure(self) -> None:
+        """For the flight record: where the cards were. Their answers come while they hear of the failure."""
+        if self._boxes:
+            self._survey.begin(lambda standings: setattr(self, "_at_failure", standings))
 
     def _interrupt(self, signum: int) -> None:
         self.outcome.interrupt(signum, time.time())
@@ -214,6 +269,8 @@ class Agent:
 
     def _mind_deadlines(self) -> None:
         now = time.monotonic()
+        if (due := self._survey.next_time()) is not None and now >= due:
+            self._survey.mind()
         if self._hearsay is not None and now >= self._hearsay[0] and not self._ending.begun:
             self._blame(self._hearsay[1])
         if self._deadline is not None and now > self._deadline:
@@ -224,7 +281,8 @@ class Agent:
     def _patience(self) -> float | None:
         """Seconds until something is due; None when only the cards can bring news."""
         hearsay = self._hearsay[0] if self._hearsay is not None and not self._ending.begun else None
-        times = [moment for moment in (self._ending.next_time(), self._deadline, hearsay) if moment is not None]
+        moments = (self._ending.next_time(), self._deadline, self._survey.next_time(), hearsay)
+        times = [moment for moment in moments if moment is not None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _end_when_done(self) -> None:

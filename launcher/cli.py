@@ -8,10 +8,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from superpod import __version__
 from superpod.interconnect.env import LauncherSettings, Settings
 from superpod.interconnect.errors import InvalidValue
+from superpod.launcher.explain import explain
 from superpod.launcher.job import START_METHODS, JobSpec, StreamChoice, compile_script
 from superpod.launcher.run import run_job
 
@@ -63,8 +65,17 @@ def job_from(options: argparse.Namespace) -> JobSpec:
         shown_ranks=_ranks(options.local_ranks_filter),
         summary=options.summary,
         summary_json=options.summary_json,
+        record=options.record,
         grace=options.grace,
     )
+
+
+class _Explain(argparse.Action):
+    """--explain FILE: like --version, it needs no script and ends superpod-run."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        sys.stdout.write(explain(Path(values)))
+        parser.exit()
 
 
 def _ranks(text: str | None) -> frozenset[int] | None:
@@ -97,6 +108,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("-m", "--module", action="store_true", help="the target is a module, as for `python -m`")
     what.add_argument(
         "--no-python", "--no_python", action="store_true", help="the target is any program, started as it is"
+    )
+    cli.add_argument(
+        "--explain", action=_Explain, metavar="FILE", help="say what a flight record means, and run nothing"
     )
     _add_start(cli)
     _add_output(cli)
@@ -156,4 +170,11 @@ def _add_output(cli: argparse.ArgumentParser) -> None:
     output.add_argument("--summary", action="store_true", help="print a closing table of what the cards did")
     output.add_argument(
         "--summary-json", "--summary_json", type=Path, metavar="FILE", help="write the closing summary as JSON"
+    )
+    output.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="write the cards' last calls as JSON, also of a job that goes well "
+        "(default: only of one that fails, to DIR/flight.json of --log-dir, or else a temporary file)",
     )

@@ -67,6 +67,7 @@ class JobSpec:
             means tee for all.
         shown_ranks: the ranks whose output the console shows; None: all.
         summary: print a closing table; summary_json: write it to this file.
+        record: write the cards' flight records to this file; None: where the launcher finds room, if the job fails.
         grace: seconds between SIGTERM and SIGKILL, ≥ 0.
     """
 
@@ -83,6 +84,7 @@ class JobSpec:
     shown_ranks: frozenset[int] | None = None
     summary: bool = False
     summary_json: Path | None = None
+    record: Path | None = None
     grace: float = 5.0
 
     def __post_init__(self) -> None:
@@ -129,10 +131,9 @@ class JobSpec:
                 "--redirects and --tee must go with --log-dir DIR, where the files go; "
                 "to see lines with their rank no option is needed"
             )
-        if self.summary_json is not None:
-            folder = self.summary_json.parent
-            if self.summary_json.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-                raise InvalidValue(f"summary file {self.summary_json} must be a file in a folder that can be written")
+        for what, file in (("summary", self.summary_json), ("record", self.record)):
+            if file is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+                raise InvalidValue(f"{what} file {file} must be a file in a folder that can be written")
 
 
 def _check_module(name: str) -> None:

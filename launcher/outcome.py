@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +81,14 @@ class Card:
         if -self.code in self.sent:
             return f"still running, ended by {signal_name(-self.code)}"
         return end_in_words(self.code)
+
+
+def in_common(doing: str) -> str:
+    """What a card was doing, without what tells it from others that waited for the same.
+
+    "rank 4: Timed out after 8.0 s waiting for rank 0 in ..." names the neighbour for which it happened to wait.
+    """
+    return re.sub(r"rank \d+: (Timed out after \S+ s) waiting for ranks? [\d, -]+ in ", r"\1 in ", doing)
 
 
 class Outcome:

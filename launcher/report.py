@@ -10,7 +10,7 @@ from typing import Any
 
 from superpod.interconnect.errors import ranks_text
 from superpod.interconnect.units import seconds_text, size_text
-from superpod.launcher.outcome import Card, Outcome
+from superpod.launcher.outcome import Card, Outcome, in_common
 from superpod.launcher.processes import signal_name
 
 _MOST_GROUPS = 6  # of cards that did the same; the report must fit on a screen
@@ -56,7 +56,7 @@ def _others(outcome: Outcome, first: Card | None) -> list[str]:
     groups: dict[str, list[int]] = defaultdict(list)
     for card in outcome.cards:
         if card is not first:
-            groups[_shortened(card.doing)].append(card.rank)
+            groups[_shortened(in_common(card.doing))].append(card.rank)
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     lines = [f"  {ranks_text(ranks)}: {doing}" for doing, ranks in ordered[:_MOST_GROUPS]]
     if rest := [rank for _, ranks in ordered[_MOST_GROUPS:] for rank in ranks]:

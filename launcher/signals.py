@@ -7,11 +7,14 @@ import signal
 import socket
 from collections.abc import Iterator
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_COLLECTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class SignalInbox:
-    """Collects SIGINT, SIGTERM and SIGHUP; poll `fileno()`, then `read()`. What is ignored (nohup) stays ignored."""
+    """Collects SIGINT, SIGTERM, SIGHUP and SIGUSR1: poll `fileno()`, then `read()`.
+
+    What is ignored (SIGHUP under nohup) stays ignored.
+    """
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
@@ -31,7 +34,7 @@ class SignalInbox:
     @contextlib.contextmanager
     def installed(self) -> Iterator[SignalInbox]:
         """Within this block signals come here; afterwards everything is as before."""
-        before = {signum: signal.getsignal(signum) for signum in _ENDING}
+        before = {signum: signal.getsignal(signum) for signum in _COLLECTED}
         wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for signum, handler in before.items():
             if handler is not signal.SIG_IGN:

@@ -11,6 +11,7 @@ other modules' objects are not deleted, and handlers that C code registered for 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import io
 import itertools
@@ -25,6 +26,7 @@ from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
+from superpod.collectives import stacks
 from superpod.interconnect.control import send_news
 from superpod.interconnect.env import Place, Settings
 from superpod.interconnect.errors import JobFailure
@@ -53,6 +55,7 @@ def run(kind: str, target: str, args: list[str], code: CodeType | None) -> NoRet
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a line is seen when it is printed
     launcher.tell("up")
+    launcher.answer_the_signal()
     _leave(_execute(kind, target, args, code, launcher), last_shared)
 
 
@@ -64,6 +67,12 @@ class LauncherLine:
         self._directory, self._rank = settings.directory, Place.read().rank
         self._pid = os.getpid()
         self.debug = settings.debug != "off"
+
+    def answer_the_signal(self) -> None:
+        """From now on this card's stack can be had even when it does not answer."""
+        if self._directory is not None:
+            with contextlib.suppress(OSError, RuntimeError):  # a card without it is a card all the same
+                stacks.answer_the_signal(self._directory, self._rank)
 
     def tell(self, event: str, **fields: Any) -> None:
         if os.getpid() == self._pid:  # what a fork of the card does is no news about the card

@@ -14,7 +14,7 @@ from pathlib import Path
 Sources = Mapping[str, str]
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = ("interconnect", "collectives", "launcher", "benchmarks")  # ground first
+FLOORS = ("interconnect", "collectives", "launcher", "benchmarks", "simulator")  # ground first
 READERS = ("collectives/verify.py", "collectives/execute.py", "collectives/simulate.py")
 LINKS = ("interconnect/memory_link.py", "interconnect/zmq_link.py", "interconnect/shm_link.py")
 ENV = "interconnect/env.py"

@@ -117,6 +117,7 @@ def test_links_lead_home(tmp_path):
     (tmp_path / "collectives").symlink_to("../../launcher")
     (tmp_path / "launcher").symlink_to("../../launcher")
     (tmp_path / "benchmarks").symlink_to("../../benchmarks")
+    (tmp_path / "simulator").symlink_to("../../simulator")
     folder, astray = house_rules.links_lead_home(tmp_path)
     assert "interconnect is no symbolic link; restore it: ln -s" in folder
     assert "collectives leads to ../../launcher, not to ../../collectives" in astray

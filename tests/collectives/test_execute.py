@@ -188,12 +188,28 @@ def test_reduce_adds_in_the_schedules_order(name: str) -> None:
 def test_reduce_scatter_adds_in_the_schedules_order(name: str) -> None:
     for n in WORLDS:
         schedule = algorithms.build("reduce_scatter", name, n)
-        expected = replayed(schedule, [random_floats(r, 53 * n) for r in range(n)])
+        expected = replayed(schedule, [random_floats(r, 54 * n) for r in range(n)])
         results = in_memory(
-            n, lambda comm: comm.reduce_scatter(random_floats(comm.rank, 53 * comm.world_size), algorithm=name)
+            n, lambda comm: comm.reduce_scatter(random_floats(comm.rank, 54 * comm.world_size), algorithm=name)
         )
         for rank, result in enumerate(results):
-            same(result, expected[rank][53 * rank : 53 * (rank + 1)])
+            same(result, expected[rank][54 * rank : 54 * (rank + 1)])
+
+
+@pytest.mark.parametrize("name", ALL_REDUCE)
+def test_all_ranks_hold_the_same_bits_even_where_the_order_of_two_operands_matters(name: str) -> None:
+    """numpy's product of complex numbers, and the smaller of two zeros, depend on it."""
+
+    def card(comm: Communicator) -> list[bytes]:
+        rng = np.random.default_rng(comm.rank)
+        product = rng.standard_normal(1000) + 1j * rng.standard_normal(1000)
+        zeros = np.where(rng.random(1000) < 0.5, 0.0, -0.0)
+        given = [(product, "product"), (product.astype(np.complex64), "product"), (zeros, "min"), (zeros, "max")]
+        return [comm.all_reduce(array.copy(), op, algorithm=name).tobytes() for array, op in given]
+
+    for n in (2, 3, 4, 5, 7):
+        results = in_memory(n, card)
+        assert all(result == results[0] for result in results)
 
 
 def test_another_order_gives_other_bits() -> None:

@@ -94,14 +94,18 @@ DISAGREEMENTS = {
 }
 
 
-def outcome(comm: Communicator, *calls: Call) -> tuple[str, str, float]:
-    """The class and text of the first error of the calls, and how long it took."""
+PLACE = re.compile(r" in \S+\(\) at \S*test_mismatch\.py:\d+")
+
+
+def outcome(comm: Communicator, *calls: Call, places: bool = False) -> tuple[str, str, float]:
+    """The class and text of the first error of the calls, without `places` in this file, and how long it took."""
     start = time.monotonic()
     try:
         for call in calls:
             call(comm)
     except SuperpodError as error:
-        return type(error).__name__, str(error), time.monotonic() - start
+        text = str(error) if places else PLACE.sub("", str(error))
+        return type(error).__name__, text, time.monotonic() - start
     return "", "", time.monotonic() - start
 
 
@@ -170,6 +174,58 @@ def test_messages_of_different_length(link: str) -> None:
     for kind, text, seconds in run_ranks(2, card, link=link):
         assert (kind, text) == ("CollectiveMismatch", expected)
         assert seconds < NOTICED
+
+
+def line_of(call: Call) -> int:
+    return call.__code__.co_firstlineno
+
+
+REDUCES: Call = lambda c: c.all_reduce(ones(10))  # noqa: E731  a line of its own
+CASTS: Call = lambda c: c.broadcast(ones(10))  # noqa: E731
+SENDS: Call = lambda c: c.send(ones(10), 1, 4)  # noqa: E731
+RECEIVES: Call = lambda c: c.recv(ones(12), 0, 4)  # noqa: E731
+
+
+def place_of(call: Call) -> str:
+    return rf" in <lambda>\(\) at \S*test_mismatch\.py:{line_of(call)}"
+
+
+@pytest.mark.parametrize("link", ["memory", "zmq"])
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_every_rank_learns_where_in_the_code_both_calls_were_made(n: int, link: str) -> None:
+    def card(comm: Communicator) -> tuple[str, str, float]:
+        return outcome(comm, CASTS if comm.rank == n - 1 else REDUCES, Communicator.barrier, places=True)
+
+    pattern = (
+        rf"in group world: rank \d called all_reduce\(.*\) by [\w ]+ \(#0\){place_of(REDUCES)}, "
+        rf"but rank {n - 1} called broadcast\(.*\) by [\w ]+ \(#0\){place_of(CASTS)}"
+    )
+    for kind, text, _ in run_ranks(n, card, link=link):
+        assert kind == "CollectiveMismatch"
+        assert re.fullmatch(pattern, text), text
+
+
+@pytest.mark.parametrize("link", ["memory", "zmq"])
+def test_both_ends_of_a_message_are_found_in_the_code(link: str) -> None:
+    def card(comm: Communicator) -> tuple[str, str, float]:
+        return outcome(comm, SENDS if comm.rank == 0 else RECEIVES, Communicator.barrier, places=True)
+
+    pattern = (
+        rf"in group world: rank 0 called send/recv\(10 × float32, tag 4\) \(#0\){place_of(SENDS)}, "
+        rf"but rank 1 called send/recv\(12 × float32, tag 4\) \(#0\){place_of(RECEIVES)}"
+    )
+    for kind, text, _ in run_ranks(2, card, link=link):
+        assert kind == "CollectiveMismatch"
+        assert re.fullmatch(pattern, text), text
+
+
+def test_without_a_record_a_mismatch_is_told_without_places() -> None:
+    def card(comm: Communicator) -> tuple[str, str, float]:
+        return outcome(comm, CASTS if comm.rank else REDUCES, Communicator.barrier, places=True)
+
+    for kind, text, _ in run_ranks(2, card, env={"SUPERPOD_RECORD": "0"}):
+        assert kind == "CollectiveMismatch"
+        assert re.fullmatch(r"in group world: rank 0 called all_.* by [\w ]+ \(#0\), but rank 1 called bro.* \(#0\)", text)
 
 
 @pytest.mark.parametrize("link", ["memory", "zmq"])

@@ -20,6 +20,7 @@ from superpod.interconnect.link import Link
 from superpod.interconnect.memory_link import MemoryFabric
 from superpod.interconnect.mesh import Mesh
 from superpod.interconnect.rendezvous import AddressBook, DictStore
+from superpod.interconnect.shm_link import ShmLink, possible
 from superpod.interconnect.streams import Pending, Receive, Send
 from superpod.interconnect.zmq_link import ZmqLink
 
@@ -31,14 +32,19 @@ ZMQ = {
     "zmq-abstract": lambda rank, directory: ZmqLink(rank),
     "zmq-tcp": lambda rank, directory: ZmqLink(rank, transport="tcp"),
 }
-LINKS = ("memory", *ZMQ)
+SHM = {
+    "shm-file": lambda rank, directory: ShmLink(rank, directory=directory),
+    "shm-abstract": lambda rank, directory: ShmLink(rank),
+}
+REAL = {**ZMQ, **(SHM if possible() else {})}  # between processes
+LINKS = ("memory", *REAL)
 
 
 def make_links(kind: str, n: int, directory: Path) -> Sequence[Link]:
     """The links of n cards in this process."""
     if kind == "memory":
         return MemoryFabric(n).links
-    return [ZMQ[kind](rank, directory) for rank in range(n)]
+    return [REAL[kind](rank, directory) for rank in range(n)]
 
 
 class Card:

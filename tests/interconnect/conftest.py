@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from cards import LINKS, ZMQ, Card, dictionary, make_links
+from cards import LINKS, REAL, ZMQ, Card, dictionary, make_links
 
 Join = Callable[..., list[Card]]
 
@@ -19,6 +19,12 @@ def kind(request) -> str:
 @pytest.fixture(params=ZMQ)
 def zmq_kind(request) -> str:
     """Every way in which ZeroMQ connects."""
+    return request.param
+
+
+@pytest.fixture(params=REAL)
+def real_kind(request) -> str:
+    """Every link between processes."""
     return request.param
 
 
@@ -45,6 +51,13 @@ def join_zmq(zmq_kind, tmp_path) -> Iterator[Join]:
     """The same over ZeroMQ only."""
     with contextlib.ExitStack() as stack:
         yield _joiner(zmq_kind, tmp_path, stack)
+
+
+@pytest.fixture
+def join_real(real_kind, tmp_path) -> Iterator[Join]:
+    """The same over every link between processes."""
+    with contextlib.ExitStack() as stack:
+        yield _joiner(real_kind, tmp_path, stack)
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ def test_every_variable_is_read():
             "SUPERPOD_TIMEOUT": "90s",
             "SUPERPOD_SEGMENT": "256K",
             "SUPERPOD_WINDOW": "1M",
+            "SUPERPOD_WATCHDOG": "10",
+            "SUPERPOD_RECORD": "64",
             "SUPERPOD_ALL_REDUCE": "tree:0-65536;ring:65537-max",
         }
     )
@@ -36,6 +38,8 @@ def test_every_variable_is_read():
         timeout=90.0,
         segment=256 << 10,
         window=1 << 20,
+        watchdog=10.0,
+        record=64,
         overrides={"all_reduce": "tree:0-65536;ring:65537-max"},
     )
 
@@ -64,6 +68,8 @@ def test_every_collective_has_its_variable(collective):
         ("SUPERPOD_SEGMENT", "512", r"SUPERPOD_SEGMENT=512 must lie between 1K and 64M"),
         ("SUPERPOD_SEGMENT", "65M", r"SUPERPOD_SEGMENT=68157440 must lie between 1K and 64M"),
         ("SUPERPOD_WINDOW", "4K", r"SUPERPOD_WINDOW=4096 must be at least SUPERPOD_SEGMENT=1048576"),
+        ("SUPERPOD_WATCHDOG", "on", r"SUPERPOD_WATCHDOG='on': duration 'on' must be a number"),
+        ("SUPERPOD_RECORD", "-1", r"SUPERPOD_RECORD=-1 must lie between 0 \(off\) and 1048576 calls"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(name, value, message):

@@ -98,8 +98,8 @@ def test_segments_fall_between_elements(join, dtype):
     np.testing.assert_array_equal(total, add(array, np.ones(3001, dtype)))
 
 
-def test_256_mib(join_zmq):
-    a, b = join_zmq()
+def test_256_mib(join_real):
+    a, b = join_real()
     array = np.arange(32 << 20, dtype=np.int64)
     into = np.zeros_like(array)
     together(lambda: a.wait(a.send(1, array.view(np.uint8).data)), lambda: b.wait(b.expect(0, into)))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from cards import (
     GROUP,
+    REAL,
     SOON,
-    ZMQ,
     Card,
     FolderStore,
     dictionary,
@@ -241,8 +241,8 @@ def test_an_interrupt_in_the_middle_of_a_message_ends_the_mesh(join_memory):
 # Processes
 
 
-def test_a_forked_child_does_not_disturb_its_parents_mesh(join_zmq, tmp_path):
-    a, b = join_zmq()
+def test_a_forked_child_does_not_disturb_its_parents_mesh(join_real, tmp_path):
+    a, b = join_real()
     a.send(1, b"x")
     b.recv(0, 1)
     files = sorted(tmp_path.iterdir())
@@ -268,12 +268,12 @@ def test_a_forked_child_does_not_disturb_its_parents_mesh(join_zmq, tmp_path):
     assert a.recv(1, 1) == b"z"
 
 
-def test_a_forked_child_can_have_a_mesh_of_its_own(zmq_kind, tmp_path):
+def test_a_forked_child_can_have_a_mesh_of_its_own(real_kind, tmp_path):
     book = AddressBook(FolderStore(tmp_path / "store"), "test")
-    card = Card(ZMQ[zmq_kind](0, tmp_path), book)
+    card = Card(REAL[real_kind](0, tmp_path), book)
 
     def child() -> None:
-        other = Card(ZMQ[zmq_kind](1, tmp_path), book)
+        other = Card(REAL[real_kind](1, tmp_path), book)
         other.send(0, other.recv(0, 5)[::-1])
         other.close()
 

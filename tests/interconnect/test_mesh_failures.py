@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from cards import (
     GROUP,
+    REAL,
     SOON,
-    ZMQ,
     Card,
     FolderStore,
     eventually,
@@ -38,15 +38,15 @@ MIB = 1 << 20
 # Death
 
 
-def test_a_peer_killed_in_the_middle_of_a_message(zmq_kind, tmp_path):
+def test_a_peer_killed_in_the_middle_of_a_message(real_kind, tmp_path):
     book = AddressBook(FolderStore(tmp_path / "store"), "test")
 
     def victim() -> None:
-        card = Card(ZMQ[zmq_kind](1, tmp_path), book)
+        card = Card(REAL[real_kind](1, tmp_path), book)
         card.wait(card.send(0, bytes(256 * MIB), text="large", sequence=4), seconds=60)
 
     with forked(victim) as pid:
-        card = Card(ZMQ[zmq_kind](0, tmp_path), book)
+        card = Card(REAL[real_kind](0, tmp_path), book)
         receive = card.expect(1, 256 * MIB, text="large", sequence=4)
         waiting = start(lambda: card.wait(receive))
         eventually(lambda: receive.got > 0)
@@ -62,13 +62,13 @@ def test_a_peer_killed_in_the_middle_of_a_message(zmq_kind, tmp_path):
         card.close()
 
 
-def test_a_peer_that_dies_while_nobody_looks(zmq_kind, tmp_path):
+def test_a_peer_that_dies_while_nobody_looks(real_kind, tmp_path):
     """It has connected, sent and died before the first look: what it sent comes, and then the news."""
     book = AddressBook(FolderStore(tmp_path / "store"), "test")
-    card = Card(ZMQ[zmq_kind](0, tmp_path), book)
+    card = Card(REAL[real_kind](0, tmp_path), book)
 
     def victim() -> None:
-        other = Card(ZMQ[zmq_kind](1, tmp_path), book)
+        other = Card(REAL[real_kind](1, tmp_path), book)
         other.send(0, b"last words")
         other.mesh.link.close(SOON)  # they have left the process; there is no farewell
         os._exit(3)

@@ -17,6 +17,8 @@ KEY = (1, 7, 0)  # a stream to and from rank 1, as rank 0 calls it
 class Line:
     """A link to rank 1 that keeps what is posted."""
 
+    fleeting = False
+
     def __init__(self) -> None:
         self.frames: deque[tuple[Header, bytes]] = deque()
 

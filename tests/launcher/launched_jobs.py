@@ -51,7 +51,8 @@ class Launcher:
     def environment(self, **more):
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SUPERPOD", "OMP_", "PET_"))}
         name, value = self.mark.split("=")
-        return {**plain, "XDG_RUNTIME_DIR": str(self.runtime), name: value, **more}
+        folders = {"XDG_RUNTIME_DIR": str(self.runtime), "TMPDIR": str(self.folder)}  # the latter for flight records
+        return {**plain, **folders, name: value, **more}
 
     def start(self, *args, env=None, command=(COMMAND,), **options):
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}

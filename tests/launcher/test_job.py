@@ -117,7 +117,7 @@ COMMANDS = [
     (["--frobnicate", "script.py"], 2, "unrecognized arguments|the following arguments are required|expected"),
     (["gone.py"], 2, "superpod-run: script gone.py does not exist; looked for it in "),
     (["/bin/sh"], 2, "superpod-run: script /bin/sh is not Python source; start other programs with --no-python\n"),
-    (["-n", "100000000", "script.py"], 2, "nproc_per_node=100000000 needs 600000256 open files, and the hard limit is"),
+    (["-n", "100000000", "script.py"], 2, "nproc_per_node=100000000 needs 700000256 open files, and the hard limit is"),
     (
         ["--log-dir", "script.py", "script.py"],
         2,
@@ -140,7 +140,7 @@ def test_wrong_settings_start_nothing(launch):
     launch.script("script.py", "print('started')\n")
     ended = launch("-n", "4", "script.py", env={"SUPERPOD_LINK": "wire"})
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == "superpod-run: SUPERPOD_LINK='wire': must be one of auto, zmq\n"
+    assert ended.err == "superpod-run: SUPERPOD_LINK='wire': must be one of auto, zmq, shm\n"
 
 
 def test_a_syntax_error_is_shown_once(launch):
