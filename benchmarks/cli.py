@@ -13,6 +13,8 @@ from superpod.benchmarks import job, plan, plots, suite, torch_peers
 from superpod.benchmarks.cases import CASES
 from superpod.benchmarks.options import add_shared, checked
 from superpod.benchmarks.plan import Plan
+from superpod.collectives.select import Selector
+from superpod.interconnect.env import Settings
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import parse_seconds, parse_size
 
@@ -34,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = ["superpod-bench", *arguments]
     signal.signal(signal.SIGTERM, _stop)  # leaves through every finally, so the cards end too
     try:
-        if arguments[:1] == ["torch"]:
-            return torch_peers.main(arguments[1:], command)
         if arguments[:1] == ["plot"]:
             return plots.main(arguments[1:])
+        Selector(Settings.read().overrides)  # all cards of all jobs would complain of the same wrong variable
+        if arguments[:1] == ["torch"]:
+            return torch_peers.main(arguments[1:], command)
         args = _parser().parse_args(arguments)
         return suite.run(_plan(args), plan.worlds(args.cards), link=args.link, path=args.json, command=command)
     except InvalidValue as error:
@@ -49,8 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever reads the table has seen enough (| head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
+        _write_no_more()
         return 141
+    except OSError as error:
+        _write_no_more()
+        print(f"superpod-bench: {error}; what was measured until then may be lost", file=sys.stderr)
+        return 1
+
+
+def _write_no_more() -> None:
+    """Whatever stdout still holds goes nowhere, or the interpreter's last flush complains."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop(signum: int, _frame: object) -> NoReturn:

@@ -16,6 +16,7 @@ from superpod.benchmarks.job import Reporter
 from superpod.benchmarks.torch_peers import OURS, TorchPlan
 
 _MOST_CALLS = 50  # in one turn
+_WARM_UP = 5  # calls before those that are timed
 
 
 def main(argv: list[str]) -> None:
@@ -29,53 +30,55 @@ def main(argv: list[str]) -> None:
 
 
 def _measure(plan: TorchPlan, nbytes: int, groups: dict[str, Any]) -> dict[str, Any]:
-    """One size on all backends: a first turn of one call shows how many calls are affordable, then they take turns."""
+    """One size on all backends: a first turn shows how many calls are affordable, then they take turns."""
     array = np.empty(nbytes // np.dtype(plan.dtype).itemsize, plan.dtype)
-    calls = {}
-    wrong = dict.fromkeys(groups, 0)
+    calls, wrong = {}, dict.fromkeys(groups, 0)
     for name, group in groups.items():
-        times, wrong[name] = _turn(array, group, 2)
-        calls[name] = max(1, min(_MOST_CALLS, int(plan.budget / plan.turns / max(times))))
-    seconds: dict[str, list[float]] = {name: [] for name in groups}
+        seconds, wrong[name] = _turn(array, group, 2)
+        calls[name] = max(1, min(_MOST_CALLS, int(plan.budget / plan.turns / seconds)))
+    means: dict[str, list[float]] = {name: [] for name in groups}
     for _ in range(plan.turns):
         for name, group in groups.items():
-            times, mistakes = _turn(array, group, calls[name])
-            seconds[name] += times
+            seconds, mistakes = _turn(array, group, calls[name])
+            means[name].append(seconds)
             wrong[name] += mistakes
     return {
         "world_size": dist.get_world_size(),
         "nbytes": nbytes,
         "dtype": plan.dtype,
-        "backends": {name: _summary(seconds[name], wrong[name]) for name in groups},
+        "backends": {name: _summary(means[name], calls[name], wrong[name]) for name in groups},
     }
 
 
-def _turn(array: np.ndarray[Any, Any], group: Any, calls: int) -> tuple[list[float], int]:
-    """(seconds of each call on its slowest rank, wrong elements on all ranks); the same on every rank.
+def _turn(array: np.ndarray[Any, Any], group: Any, calls: int) -> tuple[float, int]:
+    """(mean seconds of a call on the slowest rank, wrong elements on all ranks); the same on every rank.
 
-    Calls follow one another; before the last one the data are made afresh and the ranks meet: its result is checked.
+    As in nccl-tests: a few calls to warm up, then calls that follow one another. One more, on fresh data, is not timed
+    but checked.
     """
     kind = {"op": "sum", "dtype": array.dtype, "world_size": dist.get_world_size()}
     brought, wanted = [data.contribution(dist.get_rank(), **kind)], [data.reduced(**kind)]
     tensor = torch.from_numpy(array)
-    times = []
-    for call in range(calls):
-        if call in (0, calls - 1):
-            data.fill(array, brought)
-            dist.barrier(group)
-        start = time.perf_counter()
+    data.fill(array, brought)
+    for _ in range(min(_WARM_UP, calls)):
         dist.all_reduce(tensor, group=group)
-        times.append(time.perf_counter() - start)
-    slowest = torch.tensor(times, dtype=torch.float64)
-    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+    dist.barrier(group)
+    start = time.perf_counter()
+    for _ in range(calls):
+        dist.all_reduce(tensor, group=group)
+    mean = torch.tensor([(time.perf_counter() - start) / calls], dtype=torch.float64)
+    data.fill(array, brought)
+    dist.all_reduce(tensor, group=group)
+    dist.all_reduce(mean, op=dist.ReduceOp.MAX)
     wrong = torch.tensor([data.count_wrong(array, wanted)])
     dist.all_reduce(wrong)
-    return slowest.tolist(), int(wrong)
+    return float(mean), int(wrong)
 
 
-def _summary(seconds: list[float], wrong: int) -> dict[str, Any]:
-    figures = {"median_us": median(seconds), "min_us": min(seconds), "max_us": max(seconds)}
-    return {name: round(value * 1e6, 3) for name, value in figures.items()} | {"calls": len(seconds), "wrong": wrong}
+def _summary(means: list[float], calls: int, wrong: int) -> dict[str, Any]:
+    figures = {"median_us": median(means), "min_us": min(means), "max_us": max(means)}
+    rounded = {name: round(value * 1e6, 3) for name, value in figures.items()}
+    return rounded | {"calls": calls * len(means), "wrong": wrong}
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ _SIZES = "8,4K,64K,1M,64M"
 _DESCRIPTION = """\
 Time torch.distributed.all_reduce on the superpod backend and on others, in the same processes, on the same data.
 
-The backends take turns. In a turn, calls follow one another; a call's time is that of its slowest rank; the table shows
-the median over all turns. ratio is the peer's time / ours: above 1 superpod is faster."""
+The backends take turns. In a turn, calls follow one another, and their mean time on the slowest rank counts; the table
+shows the median over all turns. ratio is the peer's time / ours: above 1 superpod is faster."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,18 @@ def writable(array: Any) -> Array:
     return result
 
 
+def block_shape(array: Array, n: int) -> tuple[int, ...]:
+    """The shape of one of n blocks along the first axis. Raises InvalidValue when it cannot be cut so."""
+    if array.ndim == 0 or array.shape[0] % n:
+        raise InvalidValue(f"array of shape {array.shape} cannot be cut into {n} blocks along its first axis; pad it")
+    return array.shape[1:] if array.shape[0] == n and array.ndim > 1 else (array.shape[0] // n, *array.shape[1:])
+
+
+def is_rank(value: Any, world_size: int) -> bool:
+    """Whether `value` is a rank of a group of that size."""
+    return isinstance(value, int | np.integer) and 0 <= int(value) < world_size
+
+
 def shaped(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """`out`, if it can take a result of that shape and dtype. Raises InvalidValue."""
     result = writable(out)

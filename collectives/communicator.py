@@ -18,10 +18,12 @@ from superpod.collectives import algorithms, flat
 from superpod.collectives.arrays import (
     Array,
     Flat,
+    block_shape,
     checked,
     copy_flat,
     dtype_name,
     flat_view,
+    is_rank,
     label,
     shaped,
     store,
@@ -212,7 +214,7 @@ class Communicator:
         The result has array's shape; `out` may be `array` itself.
         """
         opts, text = _options("all_to_all", algorithm, timeout), label(checked(array))
-        self._block_shape(array)
+        block_shape(array, self.world_size)
         target = np.empty(array.shape, array.dtype) if out is None else shaped(out, array.shape, array.dtype)
 
         def action() -> Array:
@@ -330,14 +332,14 @@ class Communicator:
         return self._engine.issue(what, action, async_op=async_op)
 
     def _root(self, root: int) -> int:
-        if not 0 <= root < self.world_size:
-            raise InvalidValue(f"root={root} must be a rank of the group: 0 to {self.world_size - 1}")
+        if not is_rank(root, self.world_size):
+            raise InvalidValue(f"root={root!r} must be a rank of the group: 0 to {self.world_size - 1}")
         return root
 
     def _peer(self, peer: int, itself: bool = False) -> int:
-        if not 0 <= peer < self.world_size or (peer == self.rank and not itself):
+        if not is_rank(peer, self.world_size) or (peer == self.rank and not itself):
             others = f"0 to {self.world_size - 1}" + ("" if itself else f" but this card's own {self.rank}")
-            raise InvalidValue(f"rank {peer} must be a rank of the group: {others}")
+            raise InvalidValue(f"rank {peer!r} must be a rank of the group: {others}")
         return peer
 
     def _blocks_like(self, array: Array, out: Array | None) -> Array:
@@ -347,17 +349,8 @@ class Communicator:
 
     def _block_of(self, array: Array, out: Array | None) -> Array:
         """Room for one of the n blocks of `array`."""
-        shape = self._block_shape(array)
+        shape = block_shape(array, self.world_size)
         return np.empty(shape, array.dtype) if out is None else shaped(out, shape, array.dtype)
-
-    def _block_shape(self, array: Array) -> tuple[int, ...]:
-        """The shape of one of n blocks along the first axis."""
-        n = self.world_size
-        if array.ndim == 0 or array.shape[0] % n:
-            raise InvalidValue(
-                f"array of shape {array.shape} cannot be cut into {n} blocks along its first axis; pad it"
-            )
-        return array.shape[1:] if array.shape[0] == n and array.ndim > 1 else (array.shape[0] // n, *array.shape[1:])
 
 
 WORLD = "world"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from math import inf
 from threading import RLock
 from typing import Any
 
@@ -28,14 +29,15 @@ from superpod.collectives.statistics import Statistics
 from superpod.collectives.table import Table
 from superpod.collectives.work import MessageWork, Work, Worker
 from superpod.interconnect.errors import InvalidValue, SuperpodError
+from superpod.interconnect.forked import call_in_child
 from superpod.interconnect.group import Complaint, again, at, mismatch
 from superpod.interconnect.mesh import Mesh
 from superpod.interconnect.streams import Pending, Receive
-from superpod.interconnect.wire import Header
+from superpod.interconnect.wire import Header, Kind
 
 log = logging.getLogger("superpod")
 
-_HISTORY = 64  # calls that a card remembers, to answer those who still wait in one of them
+_HISTORY = 1024  # calls that a card remembers, to answer those who still wait in one of them
 _PREPARED = 512  # calls whose plans are kept
 
 
@@ -106,7 +108,7 @@ class Engine:
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
         self._next = 0  # the number of the next collective
         self._texts: dict[int, str] = {}  # number → what this card called, for the last _HISTORY ones
-        self._asked: dict[int, tuple[int, Complaint]] = {}  # number to come → (peer that waits in it, its call)
+        self._asked: dict[int, dict[str, tuple[int, Header]]] = {}  # number to come → peers' calls → who and how
         self._recorder = recorder or Recorder(0)
         self._recorded = self._recorder.group(name, self.ranks)
         self._under_way: int | None = None  # the record of the collective that has begun and not ended
@@ -115,11 +117,16 @@ class Engine:
         self._place: Place | None = None  # in the user's code, of the call that is carried out
         self._told = False  # the neighbours know that the group has failed
         self._order = RLock()
+        call_in_child(self._disown)
         self._board = board and self.world_size > 1
         self._table: Table | None = None  # made by the first call that needs it
         self.worker = Worker(f"superpod {name}")
         self.group = mesh.open_group(_ident(name, self.ranks), name, self._on_probe)
         self.group.place, self.group.text = self._place_of, lambda number: self._texts.get(number, "")
+
+    def _disown(self) -> None:
+        """In a forked child: what the parent's threads held and had under way is theirs."""
+        self._order, self._under_way = RLock(), None
 
     # Issuing
 
@@ -279,11 +286,15 @@ class Engine:
     def _message_work(
         self, operation: str, what: str, pending: Pending, nbytes: int, seconds: float, finish: Callable[[], Any]
     ) -> MessageWork:
-        self.statistics.count(operation, "direct", nbytes, 0.0)
         kind, number, start = SEND if operation == "send" else RECV, next(self._messages), time.perf_counter()
         record, place = self._recorder, self._caller.place()
         serial = record.begin(self._recorded, number, what, nbytes, start, place, kind, POSTED)
-        note = partial(record.note, serial)
+        counted = self.statistics.message(operation, nbytes, start)
+
+        def note(state: int) -> None:
+            record.note(serial, state)
+            counted(state)
+
         if pending.done:
             note(DONE)
         return MessageWork(what, self.mesh, self.group, (pending,), seconds, finish, note)
@@ -297,16 +308,29 @@ class Engine:
         """
         if self.group.failure is not None:
             raise again(self.group.failure)
+        if self.group.due < inf:
+            self.mesh.settle(self.group)
         sequence, self._next = self._next, self._next + 1
         self._texts[sequence] = text
         self._texts.pop(sequence - _HISTORY, None)
         self._under_way = self._recorder.begin(self._recorded, sequence, text, nbytes, started, self._place)
-        if self._asked and (asked := self._asked.pop(sequence, None)) is not None and asked[1].call != text:
-            raise self._mismatch(*asked, text, sequence)
+        if self._asked and (asked := self._asked.pop(sequence, None)) is not None:
+            self._compare(asked, text)
         return sequence
 
+    def _compare(self, asked: dict[str, tuple[int, Header]], called: str) -> None:
+        """Raise CollectiveMismatch if peers have called something else than what this card calls now."""
+        asked.pop(called, None)
+        for peer, header in asked.values():
+            if header.kind is Kind.DATA:  # it does not say where in its code the peer made the call, but the peer will
+                self.mesh.dispute(self.group, peer, header, called)
+            raise self._mismatch(peer, Complaint.unpacked(header.text), called, header.sequence)
+
     def _on_probe(self, peer: int, header: Header) -> None:
-        """`peer` waits for this card in a collective: compare its call with this card's of the same number."""
+        """`peer` waits for this card in a collective, or has sent a message of one that this card has not called.
+
+        Compare its call with this card's of the same number, now or when it is made.
+        """
         complaint = Complaint.unpacked(header.text)
         if header.tag != COLLECTIVE_TAG:
             if complaint.instead:  # a message of this card's
@@ -316,10 +340,11 @@ class Engine:
                 self.mesh.fail_group_locked(self.group, error)
             return
         called = self._texts.get(header.sequence)
+        if called is None and header.sequence >= self._next:
+            self._asked.setdefault(header.sequence, {}).setdefault(complaint.call, (peer, header))
+            called = self._texts.get(header.sequence)  # another thread may just have begun it
         if called is not None and called != complaint.call:
             self.mesh.fail_group_locked(self.group, self._mismatch(peer, complaint, called, header.sequence))
-        elif called is None and header.sequence >= self._next:
-            self._asked[header.sequence] = (peer, complaint)
 
     def _mismatch(self, peer: int, complaint: Complaint, called: str, number: int) -> SuperpodError:
         theirs = f"{complaint.call} (#{number}){at(complaint.place)}"

@@ -187,8 +187,9 @@ def run(
     Raises: see Mesh.wait. After an error the arrays' contents are undefined, but no longer touched.
     """
     end = time.monotonic() + seconds
+    received = False
     for step in plan.steps:
-        pending: list[Pending] = list(_start_sends(step, spaces, where, sequence, seconds)) if step.sends else []
+        pending: list[Pending] = list(_start_sends(step, spaces, where, sequence, end)) if step.sends else []
         if step.local:
             _move_locally(step, spaces, reduce)
         receives = _receives(step, spaces, where, sequence, reduce, plan.rank)
@@ -199,6 +200,9 @@ def run(
             pending += receives
         if pending:
             _wait(pending, () if step.in_order else receives, where, end, seconds)
+        received = received or bool(receives)
+    if plan.steps and not received:  # who only sends need not wait, and would never hear that the others disagree
+        where.mesh.look(where.group, (), probe=False)
 
 
 def _wait(
@@ -227,7 +231,7 @@ def _receives(
 
 
 def _start_sends(
-    step: PlannedStep, spaces: Sequence[Array], where: Circumstances, sequence: int, seconds: float
+    step: PlannedStep, spaces: Sequence[Array], where: Circumstances, sequence: int, end: float
 ) -> list[Send]:
     """Start a step's sends; returns those that are still under way."""
     ranks, ident, text, index = where.ranks, where.group.ident, where.text, step.index
@@ -236,7 +240,7 @@ def _start_sends(
         payload = spaces[r.space][r.start : r.stop].view(np.uint8).data
         header = Header(Kind.DATA, ident, COLLECTIVE_TAG, sequence, index, payload.nbytes, 0, text)
         sends.append(Send((ranks[peer], ident, COLLECTIVE_TAG), header, payload))
-    where.mesh.start(where.group, sends, seconds)
+    where.mesh.start(where.group, sends, end - time.monotonic())
     for send, (_, _, exposed) in zip(sends, step.sends, strict=True):
         if exposed and not send.done:
             send.payload = memoryview(bytes(send.payload))

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from superpod.collectives.recorder import DONE, FAILED, POSTED, WAITING
-from superpod.interconnect.errors import DeadlineExceeded, SuperpodError
+from superpod.interconnect.errors import DeadlineExceeded, LinkClosed, SuperpodError
+from superpod.interconnect.forked import call_in_child
 from superpod.interconnect.group import Group, again
 from superpod.interconnect.mesh import Mesh
 from superpod.interconnect.streams import Pending
@@ -36,7 +37,7 @@ class Work:
 
         Raises what the call raised (a fresh copy each time), or DeadlineExceeded; the call goes on in that case.
         """
-        if not self._done.wait(timeout):
+        if not self._done.wait(timeout if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             raise DeadlineExceeded(f"{self.what} has not finished within {timeout} s; it goes on")
         if self._error is not None:
             raise again(self._error) if isinstance(self._error, SuperpodError) else self._error
@@ -77,8 +78,18 @@ class Work:
         for callback in callbacks:
             try:
                 callback(self)
-            except Exception:
+            except BaseException as error:  # a SystemExit, too, would end the thread that others wait for
                 log.exception("a callback of %s failed", self.what)
+                if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                    raise  # a Ctrl-C that came in the middle of it
+
+    def disown(self) -> None:
+        """In a forked child: it is the parent's, so nothing here will ever end it."""
+        self._lock, self._done, self._begun, self._callbacks = threading.Lock(), threading.Event(), True, []
+        self._error = LinkClosed(
+            f"{self.what} is a call of the process that this one was forked from; make a new communicator here"
+        )
+        self._done.set()
 
 
 class MessageWork(Work):
@@ -167,7 +178,17 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._stopped = False
-        self.outstanding = 0  # works that were put and have not ended
+        self._unended: set[Work] = set()  # works that were put
+        self.outstanding = 0  # how many those are
+        call_in_child(self._disown)
+
+    def _disown(self) -> None:
+        """In a forked child: the thread is the parent's, and so is what it has to do."""
+        self._lock, self._thread, self.outstanding = threading.Lock(), None, 0
+        self._queue = queue.SimpleQueue()
+        for work in self._unended:
+            work.disown()
+        self._unended = set()
 
     def put(self, work: Work, action: Callable[[], Any]) -> None:
         """Queue the work; after `stop` it is carried out, to fail in a closed group, by the caller."""
@@ -177,6 +198,7 @@ class Worker:
                     self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
                     self._thread.start()
                 self.outstanding += 1
+                self._unended.add(work)
                 self._queue.put((work, action))
                 return
         work.carry_out(action)
@@ -192,6 +214,7 @@ class Worker:
             finally:
                 with self._lock:
                     self.outstanding -= 1
+                    self._unended.discard(work)
             del item, work, action  # or the last call's arrays live until the next call
             if not self.is_current_thread():
                 return

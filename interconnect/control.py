@@ -167,7 +167,8 @@ def send_news(directory: Path | None, rank: int, event: str, *, descriptor: int 
     """
     if directory is None:
         return False
-    datagram = msgpack.packb({"event": event, "rank": rank, "pid": os.getpid(), "time": time.time(), **fields})
+    item = {"event": event, "rank": rank, "pid": os.getpid(), "time": time.time(), **fields}
+    datagram = msgpack.packb(item, unicode_errors="backslashreplace")  # file names may come as lone surrogates
     if len(datagram) > _MAX_DATAGRAM:
         return False
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:

@@ -6,7 +6,7 @@ Read by a card:
     SUPERPOD_LINK           auto (default), zmq or shm: what carries the payload; shm: shared memory, on one host
     SUPERPOD_ZMQ_TRANSPORT  ipc (default) or tcp: how ZeroMQ connects cards of one host
     SUPERPOD_DEBUG          off (default) or info: say on stderr which algorithm was chosen and why
-    SUPERPOD_TIMEOUT        longest wait of one call (default 30m); torch groups bring their own
+    SUPERPOD_TIMEOUT        longest wait of one call, 0.1 s or more (default 30m); torch groups bring their own
     SUPERPOD_SEGMENT        a large payload travels in segments of this size (default 1M)
     SUPERPOD_WINDOW         most bytes under way from one card to another (default 4M)
     SUPERPOD_WATCHDOG       after so long a wait, and at growing intervals, say who waits for whom (default 0: never)
@@ -46,6 +46,8 @@ from superpod.interconnect.units import parse_seconds, parse_size
 
 T = TypeVar("T")
 
+_PLACE = ("RANK", "WORLD_SIZE")
+
 COLLECTIVES = (
     "all_reduce",
     "broadcast",
@@ -61,6 +63,11 @@ LINKS = ("auto", "zmq", "shm")
 TRANSPORTS = ("ipc", "tcp")
 DEBUG_LEVELS = ("off", "info")
 MOST_RECORDS = 1 << 20  # of 248 bytes each
+LEAST_TIMEOUT = 0.1  # seconds; cards that are started together join within less only by luck
+_OWN = ("DIR", "STORE", "LINK", "ZMQ_TRANSPORT", "DEBUG", "TIMEOUT", "SEGMENT", "WINDOW", "WATCHDOG", "RECORD")
+_PREFIX = "SUPERPOD_"
+VARIABLES = tuple(_PREFIX + name for name in (*_OWN, *(collective.upper() for collective in COLLECTIVES)))
+"""Every variable that is superpod's own."""
 CARD_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 """What tells a card which one it is; a process that only prepares cards has none of it."""
 
@@ -96,9 +103,14 @@ class Settings:
             segment=_read(env, "SUPERPOD_SEGMENT", parse_size, default.segment),
             window=_read(env, "SUPERPOD_WINDOW", parse_size, default.window),
             watchdog=_read(env, "SUPERPOD_WATCHDOG", parse_seconds, default.watchdog),
-            record=_read(env, "SUPERPOD_RECORD", int, default.record),
+            record=_read(env, "SUPERPOD_RECORD", _whole, default.record),
             overrides={c: env[v] for c in COLLECTIVES if env.get(v := f"SUPERPOD_{c.upper()}")},
         )
+        if settings.timeout < LEAST_TIMEOUT:
+            raise InvalidValue(
+                f"SUPERPOD_TIMEOUT={env['SUPERPOD_TIMEOUT']!r} must be at least {LEAST_TIMEOUT} s, for cards do not "
+                "join at one moment; such as 30s or 5m"
+            )
         if not 1 << 10 <= settings.segment <= 64 << 20:
             raise InvalidValue(f"SUPERPOD_SEGMENT={settings.segment} must lie between 1K and 64M")
         if not 0 <= settings.record <= MOST_RECORDS:
@@ -126,15 +138,15 @@ class Place:
         env = os.environ if environ is None else environ
         if "RANK" not in env and "WORLD_SIZE" not in env:
             return Place(0, 1, 0, 1)
-        rank, world_size = _read(env, "RANK", int, -1), _read(env, "WORLD_SIZE", int, -1)
+        rank, world_size = _read(env, "RANK", _whole, -1), _read(env, "WORLD_SIZE", _whole, -1)
         if not 0 <= rank < world_size:
+            said = " and ".join(f"{name}={env[name]}" if env.get(name) else f"{name} unset" for name in _PLACE)
             raise InvalidValue(
-                f"RANK={env.get('RANK')} and WORLD_SIZE={env.get('WORLD_SIZE')} must be set with "
-                "0 <= RANK < WORLD_SIZE; start with superpod-run, or unset both for a world of one"
+                f"{said}: both must be set with 0 <= RANK < WORLD_SIZE; "
+                "start with superpod-run, or unset both for a world of one"
             )
-        local = _read(env, "LOCAL_RANK", int, rank)
-        return Place(rank, world_size, local, _read(env, "LOCAL_WORLD_SIZE", int, world_size))
-
+        local = _read(env, "LOCAL_RANK", _whole, rank)
+        return Place(rank, world_size, local, _read(env, "LOCAL_WORLD_SIZE", _whole, world_size))
 
     def is_the_launchers(self) -> bool:
         """Whether rank and world size are those that the launcher gave this process, and not the script's own."""
@@ -157,10 +169,24 @@ class LauncherSettings:
         """The settings in `environ` (the process's own by default). Raises InvalidValue naming the variable."""
         env = os.environ if environ is None else environ
         return LauncherSettings(
-            nproc_per_node=_read(env, "PET_NPROC_PER_NODE", int, 1),
+            nproc_per_node=_read(env, "PET_NPROC_PER_NODE", _whole, 1),
             runtime_directory=env.get("XDG_RUNTIME_DIR") or None,
             colour=not env.get("NO_COLOR"),
         )
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> dict[str, str | None]:
+    """What looks like a variable of superpod's and is none → the one that it resembles most, if any does."""
+    env = os.environ if environ is None else environ
+    unknown = sorted(name for name in env if name.startswith(_PREFIX) and name not in VARIABLES)
+    return {name: _nearest(name) for name in unknown}
+
+
+def _nearest(name: str) -> str | None:
+    import difflib  # costs 3 ms, and only the launcher asks
+
+    known = [variable.removeprefix(_PREFIX) for variable in VARIABLES]
+    return next((_PREFIX + near for near in difflib.get_close_matches(name.removeprefix(_PREFIX), known, 1)), None)
 
 
 def worker_environment(
@@ -246,6 +272,13 @@ def _read(env: Mapping[str, str], name: str, parse: Callable[[str], T], default:
         return parse(text)
     except ValueError as error:
         raise InvalidValue(f"{name}={text!r}: {error}") from error
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidValue("must be a whole number, such as 4") from None
 
 
 def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:

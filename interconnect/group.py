@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +16,7 @@ from superpod.interconnect.errors import (
     RemoteError,
     SuperpodError,
 )
-from superpod.interconnect.streams import Receive
+from superpod.interconnect.streams import Pending, Receive, Send
 from superpod.interconnect.wire import Header, Kind, encode
 
 T = TypeVar("T")
@@ -29,15 +29,19 @@ _KEPT = 1024  # groups that were closed, or failed before they were opened, that
 class Group:
     """What the mesh knows of a group: id on the wire, name for people, who hears its probes, whether it has failed."""
 
-    def __init__(self, ident: int, name: str, on_probe: ProbeHandler) -> None:
+    def __init__(self, ident: int, name: str, on_probe: ProbeHandler, life: int = 1) -> None:
         self.ident = ident
+        self.life = life  # how often it was made, under one name: its peers count alike
+        self.left: set[int] = set()  # the peers that have closed it
         self.name = name
         self.on_probe = on_probe
         self.place: Callable[[int, int, str], str] = lambda tag, number, text: ""  # where the user's code made a call
         self.text: Callable[[int], str] = lambda number: ""  # what it was, "" if that has been forgotten
         self.failure: SuperpodError | None = None
+        self.told = False  # this card's caller knows of it
         self.due = inf  # when the suspicion counts [s]
-        self._suspicion: SuperpodError | None = None
+        self.suspicion: SuperpodError | None = None
+        self._weak = False
 
     def judge(self, rank: int, receive: Receive, header: Header) -> bytes:
         """A message is not the one that `rank` awaits: suspect a mismatch, and return the complaint to its sender.
@@ -48,22 +52,33 @@ class Group:
         """
         number, mine, tag = receive.sequence, receive.text, receive.key[2]
         if header.sequence < number and self.text(header.sequence) not in ("", header.text):
-            number, mine = header.sequence, self.text(header.sequence)
-            ours = f"{mine} (#{number}){at(self.place(tag, number, mine))}"
-            self.suspect(mismatch(self, (receive.peer, f"{header.text} (#{number})"), (rank, ours)))
-        else:
-            self.suspect(wrong_message(self, rank, receive, header))
-        words = Complaint(mine, self.place(tag, number, mine), header.text).packed()
-        return encode(Header(Kind.PROBE, self.ident, tag, number, receive.step, text=words))
+            return self.dispute(rank, receive.peer, header, self.text(header.sequence))
+        self.suspect(wrong_message(self, rank, receive, header))
+        return self._complaint(tag, number, receive.step, mine, header.text)
 
-    def suspect(self, error: SuperpodError) -> None:
-        """The group has failed, but somebody may give a better error soon. Only the first suspicion counts."""
-        if self._suspicion is None:
-            self.due, self._suspicion = time.monotonic() + _BETTER_ERROR, error
+    def dispute(self, rank: int, peer: int, header: Header, mine: str) -> bytes:
+        """As `judge`, for `peer`'s message with the number under which `rank` called `mine`."""
+        ours = f"{mine} (#{header.sequence}){at(self.place(header.tag, header.sequence, mine))}"
+        self.suspect(mismatch(self, (peer, f"{header.text} (#{header.sequence})"), (rank, ours)))
+        return self._complaint(header.tag, header.sequence, header.step, mine, header.text)
+
+    def _complaint(self, tag: int, number: int, step: int, mine: str, theirs: str) -> bytes:
+        words = Complaint(mine, self.place(tag, number, mine), theirs).packed()
+        return encode(Header(Kind.PROBE, self.ident, tag, number, step, text=words))
+
+    def suspect(self, error: SuperpodError, *, weak: bool = False) -> None:
+        """The group has failed, but somebody may give a better error soon. Only the first suspicion counts.
+
+        A weak one gives way to another one.
+        """
+        if self.suspicion is None:
+            self.due, self.suspicion, self._weak = time.monotonic() + _BETTER_ERROR, error, weak
+        elif self._weak and not weak:
+            self.suspicion, self._weak = error, False
 
     def confirmed(self) -> SuperpodError | None:
         """The suspicion, if nobody has given a better error in time."""
-        return self._suspicion if time.monotonic() >= self.due else None
+        return self.suspicion if time.monotonic() >= self.due else None
 
 
 class Groups:
@@ -73,16 +88,19 @@ class Groups:
         self._rank = rank
         self._open: dict[int, Group] = {}
         self._failed: dict[int, SuperpodError] = {}  # failures of groups that this card has not opened yet
-        self._ended: dict[int, None] = {}
+        self._ended: dict[int, int] = {}  # the groups that were closed here, and how often they had been made
 
     def open(self, ident: int, name: str, on_probe: ProbeHandler) -> Group:
         """A new group; if its others have heard of a failure already, it has failed. Raises InvalidValue."""
         if ident in self._open:
             raise InvalidValue(f"group {name} exists on rank {self._rank}; give the new one another name")
-        group = self._open[ident] = Group(ident, name, on_probe)
-        self._ended.pop(ident, None)
+        group = self._open[ident] = Group(ident, name, on_probe, self._ended.pop(ident, 0) + 1)
         group.failure = self._failed.pop(ident, None)
         return group
+
+    def __iter__(self) -> Iterator[Group]:
+        """Those that are open."""
+        return iter(list(self._open.values()))
 
     def get(self, ident: int) -> Group | None:
         return self._open.get(ident)
@@ -91,7 +109,7 @@ class Groups:
         """From now on the group's failure is that it was closed here. Whether it was open."""
         if self._open.pop(group.ident, None) is None:
             return False
-        _remember(self._ended, group.ident, None)
+        _remember(self._ended, group.ident, group.life)
         group.failure = group.failure or LinkClosed(
             f"rank {self._rank} has closed group {group.name}; make a new communicator or process group"
         )
@@ -104,6 +122,11 @@ class Groups:
     def have_ended(self, ident: int) -> bool:
         """Whether this group was closed here, so that whatever still arrives for it is to be dropped."""
         return ident in self._ended
+
+    def farewell(self, ident: int) -> bytes | None:
+        """The frame that tells a peer that this card has closed a group, if it has."""
+        life = self._ended.get(ident)
+        return None if life is None else encode(Header(Kind.BYE, ident, 0, life))
 
     def remember_failure(self, ident: int, error: SuperpodError) -> None:
         """A group that this card has not opened yet has failed."""
@@ -156,11 +179,14 @@ def at(place: str) -> str:
     return f" in {place}" if place else ""
 
 
-def probe_frame(receive: Receive, place: str = "") -> bytes:
-    """The frame that tells a peer what it is awaited in, in a call made at `place`."""
-    _, group, tag = receive.key
-    text = Complaint(receive.text, place).packed()
-    return encode(Header(Kind.PROBE, group, tag, receive.sequence, receive.step, text=text))
+def probe_frame(pending: Pending, group: Group | None = None) -> bytes:
+    """The frame that tells a peer what it is awaited in, and where in the code a call of the group was made."""
+    _, ident, tag = pending.key
+    call = pending.header if isinstance(pending, Send) else pending
+    place = ""
+    if group is not None and (tag < 0 or isinstance(pending, Receive)):
+        place = group.place(tag, call.sequence, call.text)
+    return encode(Header(Kind.PROBE, ident, tag, call.sequence, call.step, text=Complaint(call.text, place).packed()))
 
 
 def fail_frame(group: Group, rank: int, error: SuperpodError) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from math import inf
 
 import numpy as np
 
@@ -22,20 +21,19 @@ from superpod.interconnect.errors import (
 )
 from superpod.interconnect.forked import call_in_child
 from superpod.interconnect.group import Group, Groups, ProbeHandler, error_from
+from superpod.interconnect.leaving import Leaving
 from superpod.interconnect.link import Arrival, Broken, Link, Refused
 from superpod.interconnect.peers import Peers, Refusals
 from superpod.interconnect.rendezvous import AddressBook
 from superpod.interconnect.streams import ANYONE, Array, Pending, Receive, Send, Streams
-from superpod.interconnect.trouble import Trouble
 from superpod.interconnect.turns import Turns
-from superpod.interconnect.wire import Header, Kind, decode, encode
+from superpod.interconnect.wire import Header, Kind, decode
 
 PROBE_AFTER = 0.25  # seconds of waiting before a card tells its peers what it awaits from them
-LINGER = 3.0  # seconds that closing may take to deliver what is under way
 _SLICE = 1.0  # seconds; the longest sleep between two looks at deadline and failures
 
 
-class Mesh(Trouble):
+class Mesh(Leaving):
     """The card's end of the interconnect. Every public call may come from any thread."""
 
     def __init__(
@@ -60,7 +58,7 @@ class Mesh(Trouble):
         self.link = link
         self.rank = link.rank
         self.refused = Refusals(link.rank)
-        self.streams = Streams(link, segment, window, self._on_mismatch)
+        self.streams = Streams(link, segment, window, self._on_mismatch, self._on_early)
         self._peers = Peers(book) if abort is None else Peers(book, abort.gone)
         self._patience = patience
         self._abort = abort
@@ -70,7 +68,7 @@ class Mesh(Trouble):
         self.closed = False
         self._over = f"rank {link.rank} has closed its mesh; make a new communicator or process group"
         self._turns = Turns(link)
-        self._lock = self._turns.lock
+        self._lock, self._held = self._turns.lock, self._turns.held
         call_in_child(self._disown)
         if abort is not None:
             link.watch(abort.fileno())
@@ -79,20 +77,24 @@ class Mesh(Trouble):
     # Groups
 
     def open_group(self, ident: int, name: str, on_probe: ProbeHandler) -> Group:
-        """Register a group. `on_probe(peer, header)` hears, under the mesh's lock, that `peer` waits for this card."""
+        """Register a group.
+
+        `on_probe(peer, header)` hears, under the mesh's lock, that `peer` waits for this card, or has sent a numbered
+        message for a call that this card has not made.
+        """
+        if self._held():
+            raise self._reentered()
         with self._lock:
             self._refuse_if_over(None)
-            return self._groups.open(ident, name, on_probe)
-
-    def close_group(self, group: Group) -> None:
-        """Forget a group and all its streams. Who still waits in it, or uses it later, gets LinkClosed."""
-        with self._lock:
-            if self._groups.close(group):
-                self.streams.forget(group.ident)
-                self._turns.rouse()
+            group = self._groups.open(ident, name, on_probe)
+            for peer, header in self.streams.early(ident):
+                self._on_early(peer, header)
+            return group
 
     def learn(self, ranks: Sequence[int], book: AddressBook) -> None:
         """Look for the addresses of `ranks` in `book` from now on."""
+        if self._held():
+            raise self._reentered()
         with self._lock:
             self._peers.learn(frozenset(ranks), book)
 
@@ -121,10 +123,14 @@ class Mesh(Trouble):
         return send
 
     def start(self, group: Group, sends: Sequence[Send], seconds: float | None = None) -> None:
-        """Start several sends in their order; blocks as `send` does."""
-        for send in sends:
-            if not self.link.reaches(send.peer):
-                self._connect(send.peer, group, self._patience if seconds is None else min(seconds, self._patience))
+        """Start several sends in their order; blocks as `send` does, for `seconds` in all."""
+        if strangers := [send for send in sends if not self.link.reaches(send.peer)]:
+            end = time.monotonic() + (self._patience if seconds is None else min(seconds, self._patience))
+            for send in strangers:
+                what = send.call() if send.header.text else ""
+                self._connect(send.peer, group, max(end - time.monotonic(), 0.0), what)
+        if self._held():
+            raise self._reentered()
         with self._lock:
             self._refuse_if_over(group)
             for send in sends:
@@ -155,6 +161,8 @@ class Mesh(Trouble):
         return self._expect(group, Receive((ANYONE, group.ident, tag), into, None, 0, 0, text, candidates))
 
     def _expect(self, group: Group, receive: Receive) -> Receive:
+        if self._held():
+            raise self._reentered()
         with self._lock:
             self._refuse_if_over(group)
             self.streams.receive(receive)
@@ -187,6 +195,8 @@ class Mesh(Trouble):
 
     def cancel(self, pendings: Sequence[Pending]) -> None:
         """Let go of the buffers of what is not done."""
+        if self._held():
+            raise self._reentered()
         with self._lock:
             self.streams.cancel(pendings)
 
@@ -196,6 +206,8 @@ class Mesh(Trouble):
         """Move messages for at most `seconds`; whether all `pendings` are done. Raises the group's failure."""
         start = time.monotonic()
         end, probe_at = start + seconds, start + PROBE_AFTER
+        if self._held():
+            raise self._reentered()
         with self._lock:
             if expect:
                 self._refuse_if_over(group)
@@ -220,45 +232,16 @@ class Mesh(Trouble):
             finally:
                 self._turns.hand_on()
 
-    def close(self) -> None:
-        """Leave in order: tell the peers, deliver what is under way, release the link. Idempotent."""
-        with self._lock:
-            if self.closed:
-                return
-            self._close_locked()
-            bye = encode(Header(Kind.BYE, 0, 0))
-            for peer in self.link.peers():
-                self.link.post(peer, bye, b"")
-        end = time.monotonic() + LINGER
-        while self._turns.anyone and time.monotonic() < end:  # whoever waits finds the mesh closed and leaves
-            with self._lock:
-                self._turns.rouse()
-            time.sleep(0.001)
-        self.link.close(LINGER)
-        if self._abort is not None:
-            self._abort.close()
-
-    def _close_locked(self) -> None:
-        self.closed = True
-        self._groups.close_all(self._over)
-
-    def _disown(self) -> None:
-        """In a forked child: the connections are the parent's, so nothing can be done here but to say so."""
-        self._turns = Turns(self.link)
-        self._lock = self._turns.lock
-        self._over = (
-            f"this process was forked from rank {self.rank}, whose connections it cannot use; "
-            "make a new communicator or process group"
-        )
-        self._close_locked()
-
-    def find(self, peer: int, group: Group | None, seconds: float, name: str = "") -> str:
+    def find(self, peer: int, group: Group | None, seconds: float, name: str = "", what: str = "") -> str:
         """An address of `peer`: that of its mesh, or what it has published under `name`; waits for it.
 
+        `what` is the call that needs it.
         Raises DeadlineExceeded after `seconds`, PeerLost when it has ended without one, and the group's failure.
         """
 
         def check() -> None:
+            if self._held():
+                raise self._reentered()
             with self._lock:
                 self._look_at_abort_flag()
                 self._progress()
@@ -267,7 +250,8 @@ class Mesh(Trouble):
         try:
             return self._peers.find(peer, seconds, check, name)
         except DeadlineExceeded as error:
-            raise self.with_report(error, group, [peer]) from None
+            needed = f", but rank {self.rank} needs it in {what}" if what else ""
+            raise self.with_report(DeadlineExceeded(f"{error}{needed}"), group, [peer]) from None
 
     def publish(self, name: str, address: str) -> None:
         """Let the others `find` an address of this card's under `name`."""
@@ -279,6 +263,8 @@ class Mesh(Trouble):
         Args:
             awaited: what it waits for, as if it came in messages; `probe`: tell those whom it waits for.
         """
+        if self._held():
+            raise self._reentered()
         with self._lock:
             self._progress()
             if probe:
@@ -287,12 +273,14 @@ class Mesh(Trouble):
             self._meet_the_gone(awaited)
             self._refuse(awaited, group)
 
-    def _connect(self, peer: int, group: Group | None, seconds: float) -> None:
+    def _connect(self, peer: int, group: Group | None, seconds: float, what: str = "") -> None:
         """Find `peer` and connect to it. Raises DeadlineExceeded when it never joined, and the group's failure."""
         if peer == self.rank:
             raise InvalidValue(_SELF.format(peer))
 
-        address = self.find(peer, group, seconds)
+        address = self.find(peer, group, seconds, what=what)
+        if self._held():
+            raise self._reentered()
         with self._lock:
             self._refuse_if_over(None)
             if not self.link.reaches(peer):
@@ -337,13 +325,18 @@ class Mesh(Trouble):
             return
         key = (peer, header.group, header.tag)
         if self._groups.have_ended(header.group):
+            if header.kind is Kind.PROBE and (farewell := self._groups.farewell(header.group)) is not None:
+                self.link.post(peer, farewell, b"")
             return
         if header.kind is Kind.DATA:
             self.streams.arrive(key, header, arrival.payload)
         elif header.kind is Kind.CREDIT:
             self.streams.credit(key, header.nbytes)
         elif header.kind is Kind.BYE:
-            self._peers.left(peer)
+            if not header.group:
+                self._peers.left(peer)
+            elif (left := self._groups.get(header.group)) is not None and left.life == header.sequence:
+                left.left.add(peer)
         elif (group := self._groups.get(header.group)) is None:
             if header.kind is Kind.FAIL:  # this card is late: it has not opened the group yet
                 self._groups.remember_failure(header.group, error_from(header.text))
@@ -353,14 +346,6 @@ class Mesh(Trouble):
             group.on_probe(peer, header)
         else:  # it has not heard of it, or it would not wait
             self._tell_failure(group, group.failure, [peer])
-
-    def _on_mismatch(self, receive: Receive, header: Header) -> None:
-        group = self._groups.get(receive.key[1])
-        assert group is not None  # or nobody could have posted the receive
-        if group.due == inf:
-            complaint = group.judge(self.rank, receive, header)
-            if self.link.reaches(receive.peer):  # it knows more, and will answer by failing the group
-                self.link.post(receive.peer, complaint, b"")
 
     # Waiting
 

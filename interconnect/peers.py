@@ -14,6 +14,7 @@ from superpod.interconnect.rendezvous import AddressBook
 log = logging.getLogger("superpod")
 
 _SLICE = 1.0  # seconds between two looks at failures
+_LAST_LOOK = 0.1  # seconds for the address of a card that has ended
 _MOST_REFUSED = 100  # refused messages that are kept for whoever asks
 
 
@@ -59,7 +60,7 @@ class Peers:
             rest = end - time.monotonic()
             gone = self.gone(peer)  # before the look: what it has published, it has published by now
             try:
-                return book.find(peer, min(max(rest, 0.001), _SLICE))
+                return book.find(peer, min(max(rest, 0.001), _SLICE if gone is None else _LAST_LOOK))
             except DeadlineExceeded as error:
                 if gone is not None:
                     how = self.lost.setdefault(peer, gone if name else f"{gone} before it joined")

@@ -142,8 +142,18 @@ class _Inlet:
 class Streams:
     """All streams of one card. One thread at a time."""
 
-    def __init__(self, link: Link, segment: int, window: int, on_mismatch: Callable[[Receive, Header], None]) -> None:
-        """`segment` and `window` in bytes; `on_mismatch` hears of a message that is not the one that was awaited."""
+    def __init__(
+        self,
+        link: Link,
+        segment: int,
+        window: int,
+        on_mismatch: Callable[[Receive, Header], None],
+        on_early: Callable[[int, Header], None],
+    ) -> None:
+        """`segment` and `window` in bytes; `on_mismatch` hears of a message that is not the one that was awaited.
+
+        `on_early(peer, header)` hears of a numbered message (its tag is below 0) that comes before it is awaited.
+        """
         self.bytes_sent = 0  # payload bytes handed to the link
         self.spoilt = False  # some receive has an error
         self._link = link
@@ -151,7 +161,7 @@ class Streams:
         self._window = max(window, self._segment)
         # a sender that must wait has more than `window` − one frame under way: all of that must be worth a credit
         self._credit_at = max(1, min(self._window // 2, self._window - self._segment - FRAME_COST))
-        self._on_mismatch = on_mismatch
+        self._on_mismatch, self._on_early = on_mismatch, on_early
         self._outlets: dict[StreamKey, _Outlet] = defaultdict(_Outlet)
         self._inlets: dict[StreamKey, _Inlet] = defaultdict(_Inlet)
         self._open: list[Receive] = []  # receives from ANYONE, in the order in which they were posted
@@ -201,7 +211,19 @@ class Streams:
                     self._give_credit(key, inlet)
                 return
         inlet.early.append((header, bytes(payload) if self._link.fleeting else payload))
+        if key[2] < 0 and not header.offset and not inlet.posted:
+            self._on_early(key[0], header)
         self._match(key, inlet)
+
+    def early(self, group: int) -> list[tuple[int, Header]]:
+        """The group's numbered messages that nobody has asked for yet: (peer, header of the first frame) each."""
+        return [
+            (key[0], header)
+            for key, inlet in self._inlets.items()
+            if key[1] == group and key[2] < 0
+            for header, _ in inlet.early
+            if not header.offset
+        ]
 
     def credit(self, key: StreamKey, nbytes: int) -> None:
         """The receiver has consumed `nbytes` of the stream."""

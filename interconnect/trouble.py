@@ -8,19 +8,35 @@ Only the launcher's abort flag ends the waits of all groups.
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from math import inf
+from typing import NoReturn
+
+import numpy as np
 
 from superpod.interconnect.control import AbortFlag
-from superpod.interconnect.errors import DeadlineExceeded, LinkClosed, PeerLost, SuperpodError, ranks_text
+from superpod.interconnect.errors import (
+    CollectiveMismatch,
+    DeadlineExceeded,
+    LinkClosed,
+    PeerLost,
+    SuperpodError,
+    ranks_text,
+)
 from superpod.interconnect.group import Group, Groups, again, error_of, fail_frame, probe_frame
 from superpod.interconnect.link import Link
 from superpod.interconnect.peers import Peers
-from superpod.interconnect.streams import ANYONE, Pending, Receive, Streams
+from superpod.interconnect.streams import ANYONE, Pending, Receive, Send, Streams
 from superpod.interconnect.turns import Turns
+from superpod.interconnect.wire import Header
+
+log = logging.getLogger("superpod")
 
 _KNOCK = 0.1  # seconds that a probe may take to find those peers that have not joined yet
+_SETTLED = 10.0  # seconds after which a suspicion has been a failure for long
 _LOOK_AGAIN = 1.0  # seconds between two looks at who has ended
 
 
@@ -34,6 +50,8 @@ class Trouble:
     _peers: Peers
     _groups: Groups
     _turns: Turns
+    _held: Callable[[], bool]  # see turns.py
+    _lock: threading.RLock
     _abort: AbortFlag | None
     _failure: SuperpodError | None
     _over: str
@@ -44,15 +62,23 @@ class Trouble:
     def _progress(self, until: Sequence[Pending] = ()) -> None:
         raise NotImplementedError
 
-    def _connect(self, peer: int, group: Group | None, seconds: float) -> None:
+    def _connect(self, peer: int, group: Group | None, seconds: float, what: str = "") -> None:
+        raise NotImplementedError
+
+    def advance(self, pendings: Sequence[Pending], group: Group, *, seconds: float) -> bool:
         raise NotImplementedError
 
     def fail_group(self, group: Group, error: SuperpodError, tell: Collection[int] = ()) -> None:
         """Every wait in the group, on every card that can be reached, ends with `error`. The first failure counts.
 
+        Whoever calls this raises it, too.
+
         `tell`: who is to hear of it even if this card has never met them.
         """
-        with self._turns.lock:
+        if self._held():  # a signal's handler: the call that it has interrupted will fail and tell
+            return
+        group.told = True
+        with self._lock:
             if not self.closed:
                 self._progress()  # first, to know everybody who has connected
                 self.fail_group_locked(group, error)
@@ -76,14 +102,58 @@ class Trouble:
 
     def _probe(self, pendings: Sequence[Pending]) -> None:
         """Tell the peers that are late what they are awaited in, so that a mismatch shows on both sides."""
-        waits = [p for p in pendings if isinstance(p, Receive) and not p.done and p.peer != ANYONE]
+        waits = [p for p in pendings if not p.done and p.peer != ANYONE]
+        waits.sort(key=lambda p: isinstance(p, Send))  # which waits for credit, so the peer receives something else
         late = {p.key: p for p in reversed(waits)}.values()  # the first of each stream
         self._knock({p.peer for p in late})  # in vain if they are not there yet: the next probe tries again
         for p in late:
             if self.link.reaches(p.peer) and p.peer not in self._peers.lost:
                 group = self._groups.get(p.key[1])
-                place = group.place(p.key[2], p.sequence, p.text) if group is not None else ""
-                self.link.post(p.peer, probe_frame(p, place), b"")
+                self.link.post(p.peer, probe_frame(p, group), b"")
+
+    def _on_mismatch(self, receive: Receive, header: Header) -> None:
+        """A message has come that is not the one that `receive` awaits."""
+        group = self._groups.get(receive.key[1])
+        if group is not None and group.due == inf:
+            self._complain(receive.peer, group.judge(self.rank, receive, header))
+
+    def _on_early(self, peer: int, header: Header) -> None:
+        """A message of a numbered call has come, and nobody awaits it: has this card called something else, or may it?
+
+        Otherwise cards that only send, or only to one another, would never learn that they disagree.
+        """
+        group = self._groups.get(header.group)
+        if group is None or group.failure is not None:
+            return
+        called = group.text(header.sequence)
+        if not called:
+            group.on_probe(peer, header)
+        elif called != header.text and group.due == inf:
+            self._complain(peer, group.dispute(self.rank, peer, header, called))
+
+    def _confess(self, group: Group) -> None:
+        """The group ends here: if the ranks seem to disagree in it, no call will say so any more."""
+        error = group.failure or group.suspicion
+        if not group.told and isinstance(error, CollectiveMismatch):
+            log.warning("rank %d: %s", self.rank, error)
+            self.fail_group_locked(group, error)
+
+    def _complain(self, peer: int, complaint: bytes) -> None:
+        if self.link.reaches(peer):  # it knows more, and will answer by failing the group
+            self.link.post(peer, complaint, b"")
+
+    def dispute(self, group: Group, peer: int, header: Header, mine: str) -> NoReturn:
+        """`peer` has sent `header` for a call that is `mine` on this card. Raises what it answers, or the mismatch."""
+        with self._lock:
+            if group.due == inf and group.failure is None:
+                self._complain(peer, group.dispute(self.rank, peer, header, mine))
+        self.settle(group)
+
+    def settle(self, group: Group) -> NoReturn:
+        """Raise the failure of a group that has failed or is suspected to have."""
+        never = Receive((ANYONE, group.ident, 0), np.empty(0, np.uint8), None, 0, 0, "")
+        self.advance((never,), group, seconds=_SETTLED)
+        raise SuperpodError(f"group {group.name} has failed on rank {self.rank}")
 
     def _knock(self, peers: Collection[int]) -> list[int]:
         """Connect to those of `peers` that this card has never met, without much ado; returns those that it now has."""
@@ -123,12 +193,19 @@ class Trouble:
             self._failure = error_of(failure)
             self._turns.rouse()
 
+    def _reentered(self) -> SuperpodError:
+        return SuperpodError(
+            f"a signal's handler interrupted rank {self.rank} while it moved messages, and cannot exchange any itself; "
+            "let it set a flag, or close the communicator"
+        )
+
     def _refuse_if_over(self, group: Group | None) -> None:
         if self.closed:
             raise LinkClosed(self._over)
         if self._failure is not None:
             raise again(self._failure)
         if group is not None and group.failure is not None:
+            group.told = True
             raise again(group.failure)
 
     def _in_doubt(self, group: Group) -> bool:
@@ -138,6 +215,7 @@ class Trouble:
             or group.due < inf
             or self._failure is not None
             or self._peers.lost
+            or group.left
             or self.streams.spoilt
         )
 
@@ -149,6 +227,17 @@ class Trouble:
         for p in pendings:
             if isinstance(p, Receive) and p.error is not None:
                 raise again(p.error)
-            if self._peers.lost and not p.done and (how := self._peers.all_lost(p.awaited)) is not None:
-                # whoever went may have gone because of something that others, or the launcher, are about to tell
-                group.suspect(PeerLost(f"{how}, but rank {self.rank} needs it in {p.call()}"))
+            if not p.done and (self._peers.lost or group.left):
+                self._suspect_loss(p, group)
+
+    def _suspect_loss(self, pending: Pending, group: Group) -> None:
+        """Does nobody remain who can make `pending` done?
+
+        Whoever went may have gone because of something that others, or the launcher, are about to tell.
+        """
+        needed = f"but rank {self.rank} needs it in {pending.call()}"
+        if self._peers.lost and (how := self._peers.all_lost(pending.awaited)) is not None:
+            group.suspect(PeerLost(f"{how}, {needed}"))
+        elif (left := pending.awaited & group.left) and pending.awaited <= group.left | self._peers.lost.keys():
+            peer = min(left)
+            group.suspect(PeerLost(f"rank {peer} has closed group {group.name}, {needed}"), weak=True)

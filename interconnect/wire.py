@@ -24,7 +24,7 @@ class Kind(IntEnum):
 
     DATA = 1  # a segment of a message
     CREDIT = 2  # nbytes of the stream were consumed: as many more may be sent
-    BYE = 3  # the sender leaves in order
+    BYE = 3  # the sender leaves in order: group 0 is the job, sequence how often it has made another group
     FAIL = 4  # the group has failed; text says how
     PROBE = 5  # the sender waits for this message; text is its own call
 

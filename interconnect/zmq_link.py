@@ -82,6 +82,7 @@ class ZmqLink:
         self._poll = select.epoll()
         for fd in (self._socket.FD, self._monitor.FD, self._wake_fd):
             self._poll.register(fd, select.EPOLLIN)
+        self._midway = False  # parts of a message are with ZeroMQ, or about to be, and the last one is not
         self._closed = False
 
     def _configure(self) -> None:
@@ -152,9 +153,13 @@ class ZmqLink:
         if peer in self._broken:
             return
         send = self._send
+        if self._midway:
+            self._end_message()
+        self._midway = True
         try:
             send(self._routes[peer], _MORE)
         except zmq.ZMQError as error:
+            self._midway = False
             if error.errno == errno.EHOSTUNREACH:  # the peer's own connection has just broken: `take` will tell
                 return
             raise
@@ -164,6 +169,13 @@ class ZmqLink:
         else:
             send(first, _MORE)
             send(payload)
+        self._midway = False
+
+    def _end_message(self) -> None:
+        """An interrupt has torn a message: end it, or the next one would be its rest. The peer will refuse it."""
+        with contextlib.suppress(zmq.ZMQError):  # it had not begun, or had ended: then this is to nobody
+            self._send(b"")
+        self._midway = False
 
     def take(self) -> Arrival | Refused | Broken | None:
         while True:

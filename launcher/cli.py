@@ -1,21 +1,15 @@
-"""superpod-run: the command line → JobSpec → run."""
+"""superpod-run: the command line → JobSpec → run.
+
+What it needs is loaded only when it is called: a Ctrl-C in that tenth of a second ends it without a word, too.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from superpod import __version__
-from superpod.interconnect.env import LauncherSettings, Settings
 from superpod.interconnect.errors import InvalidValue
-from superpod.launcher.explain import explain
-from superpod.launcher.job import START_METHODS, JobSpec, StreamChoice, compile_script
-from superpod.launcher.run import run_job
 
 _USAGE_ERROR, _INTERRUPTED = 2, 130
 
@@ -24,19 +18,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """superpod-run. Returns its exit code: that of the card that failed first, 128 + signal, 2 for a wrong use."""
     _open_standard_streams()
     try:
-        spec = job_from(parser().parse_args(argv))
-        Settings.read()  # n cards would complain of the same wrong variable
-        if spec.kind == "script":
-            compile_script(spec.target)  # n cards would show the same syntax error
-        return run_job(spec)
+        return _run(argv)
     except InvalidValue as error:
         print(f"superpod-run: {error}", file=sys.stderr)
         return _USAGE_ERROR
     except SyntaxError as error:
+        import traceback
+
         print("".join(traceback.format_exception_only(error)), end="", file=sys.stderr)
         return 1  # as Python does
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from superpod.launcher.job import compile_script
+    from superpod.launcher.options import job_from, parser
+    from superpod.launcher.run import run_job
+
+    spec = job_from(parser().parse_args(argv))
+    _check_environment()
+    if spec.kind == "script":
+        compile_script(spec.target)  # n cards would show the same syntax error
+    return run_job(spec)
+
+
+def _check_environment() -> None:
+    """Raises InvalidValue: n cards would complain of the same wrong variable."""
+    from superpod.interconnect.env import Settings, unknown_variables
+
+    settings = Settings.read()
+    if settings.overrides:
+        from superpod.collectives.select import Selector  # the launcher has no other use for the algorithms
+
+        Selector(settings.overrides)
+    for name, meant in unknown_variables().items():
+        hint = f"did you mean {meant}?" if meant else "`pydoc superpod.interconnect.env` lists those that there are"
+        print(f"superpod-run: {name} is no variable of superpod's and changes nothing; {hint}", file=sys.stderr)
 
 
 def _open_standard_streams() -> None:
@@ -46,135 +64,3 @@ def _open_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
-
-
-def job_from(options: argparse.Namespace) -> JobSpec:
-    """Raises InvalidValue."""
-    kind = "module" if options.module else "program" if options.no_python else "script"
-    return JobSpec(
-        target=options.target,
-        args=tuple(options.args),
-        kind=kind,
-        world_size=options.nproc_per_node,
-        start_method=options.start_method,
-        preload=tuple(options.preload),
-        auto_preload=not options.no_preload,
-        log_dir=options.log_dir,
-        redirects=StreamChoice.parse(options.redirects),
-        tee=StreamChoice.parse(options.tee),
-        shown_ranks=_ranks(options.local_ranks_filter),
-        summary=options.summary,
-        summary_json=options.summary_json,
-        record=options.record,
-        grace=options.grace,
-    )
-
-
-class _Explain(argparse.Action):
-    """--explain FILE: like --version, it needs no script and ends superpod-run."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
-        sys.stdout.write(explain(Path(values)))
-        parser.exit()
-
-
-def _ranks(text: str | None) -> frozenset[int] | None:
-    if text is None:
-        return None
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise InvalidValue(f"--local-ranks-filter {text!r} must be ranks with commas between them, such as 0,3")
-    return frozenset(int(part) for part in text.split(","))
-
-
-def parser() -> argparse.ArgumentParser:
-    cli = argparse.ArgumentParser(
-        prog="superpod-run",
-        description="Start n cards on this host: n processes that run the same script, as `python script.py` would.",
-        epilog="Every option goes before the script; everything after it belongs to the script. "
-        "The cards' standard input is empty.",
-        allow_abbrev=False,
-    )
-    cli.add_argument("--version", action="version", version=f"superpod {__version__}")
-    cli.add_argument(
-        "-n",
-        "--nproc-per-node",
-        "--nproc_per_node",
-        type=int,
-        metavar="N",
-        default=LauncherSettings.read().nproc_per_node,
-        help="number of cards (default 1, or PET_NPROC_PER_NODE)",
-    )
-    what = cli.add_mutually_exclusive_group()
-    what.add_argument("-m", "--module", action="store_true", help="the target is a module, as for `python -m`")
-    what.add_argument(
-        "--no-python", "--no_python", action="store_true", help="the target is any program, started as it is"
-    )
-    cli.add_argument(
-        "--explain", action=_Explain, metavar="FILE", help="say what a flight record means, and run nothing"
-    )
-    _add_start(cli)
-    _add_output(cli)
-    cli.add_argument("target", metavar="script", help="the script (the module with -m, the program with --no-python)")
-    cli.add_argument("args", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments")
-    return cli
-
-
-def _add_start(cli: argparse.ArgumentParser) -> None:
-    start = cli.add_argument_group("start and end")
-    start.add_argument(
-        "--start-method",
-        "--start_method",
-        choices=START_METHODS,
-        default="fork",
-        help="fork: from a process that has imported what the script needs (default); exec: fresh interpreters",
-    )
-    start.add_argument(
-        "--preload",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import this, too, before the fork (repeatable)",
-    )
-    start.add_argument(
-        "--no-preload",
-        action="store_true",
-        help="do not look for what the script imports; each card imports for itself",
-    )
-    start.add_argument(
-        "--grace",
-        type=float,
-        default=5.0,
-        metavar="SECONDS",
-        help="time from SIGTERM to SIGKILL for cards that do not end by themselves (default 5)",
-    )
-
-
-def _add_output(cli: argparse.ArgumentParser) -> None:
-    output = cli.add_argument_group("output")
-    output.add_argument(
-        "--log-dir",
-        "--log_dir",
-        type=Path,
-        metavar="DIR",
-        help="keep each card's output in DIR/rank<r>.stdout and .stderr, besides the console",
-    )
-    streams = "0 none, 1 stdout, 2 stderr, 3 both; or rank:streams pairs such as 0:3,1:2; needs --log-dir"
-    output.add_argument("-t", "--tee", default="0", metavar="S", help=f"these to the console and to files: {streams}")
-    output.add_argument("-r", "--redirects", default="0", metavar="S", help=f"these to files only: {streams}")
-    output.add_argument(
-        "--local-ranks-filter",
-        "--local_ranks_filter",
-        metavar="RANKS",
-        help="the console shows only these ranks, such as 0,3",
-    )
-    output.add_argument("--summary", action="store_true", help="print a closing table of what the cards did")
-    output.add_argument(
-        "--summary-json", "--summary_json", type=Path, metavar="FILE", help="write the closing summary as JSON"
-    )
-    output.add_argument(
-        "--record",
-        type=Path,
-        metavar="FILE",
-        help="write the cards' last calls as JSON, also of a job that goes well "
-        "(default: only of one that fails, to DIR/flight.json of --log-dir, or else a temporary file)",
-    )

@@ -55,14 +55,14 @@ class Console:
 
     def say(self, text: str) -> None:
         """A message of the launcher itself, on stderr."""
-        self.write(STDERR, f"superpod-run: {text}\n".encode())
+        self.write(STDERR, _bytes(f"superpod-run: {text}\n"))
 
     def headline(self, text: str) -> None:
         """A block of text on stderr whose first line stands out on a terminal."""
         head, newline, rest = text.partition("\n")
         if head and self.colours(STDERR):
             head = f"\x1b[1;31m{head}\x1b[0m"
-        self.write(STDERR, f"{head}{newline}{rest}".encode())
+        self.write(STDERR, _bytes(f"{head}{newline}{rest}"))
 
     def _push(self, stream: int, data: bytes) -> None:
         if data and stream not in self._dead and not self.closed:
@@ -126,3 +126,7 @@ class Console:
             self.write_ready()
             with contextlib.suppress(KeyError):
                 poll.unregister(stream)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")  # a file's name may be no text

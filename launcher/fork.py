@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from superpod.launcher.processes import die_with_parent, set_process_name
+from superpod.launcher.processes import die_with_parent, python_command, set_process_name
 from superpod.launcher.worker import LauncherLine
 
 _BOOT = "import sys; sys.flags.safe_path or sys.path.pop(0); from superpod.launcher.worker import main; main()"
@@ -49,7 +49,7 @@ def renew_randomness() -> None:
 
 def exec_interpreter(kind: str, target: str, args: list[str]) -> NoReturn:
     """Become a fresh interpreter that runs the target."""
-    _exec([sys.executable, "-c", _BOOT, kind, target, *args])
+    _exec(python_command("-c", _BOOT, kind, target, *args))
 
 
 def exec_program(program: str, args: list[str]) -> NoReturn:

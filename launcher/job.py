@@ -139,8 +139,10 @@ class JobSpec:
 def _check_module(name: str) -> None:
     if not all(part.isidentifier() for part in name.split(".")):
         raise InvalidValue(f"module {name!r} must be a dotted name, such as package.module; a path goes without -m")
+    if not (here := _here()):
+        raise InvalidValue(f"module {name!r} must be started in a folder that exists; this one has been deleted")
     top = name.split(".")[0]
-    sys.path.insert(0, os.getcwd())  # where `python -m` looks first
+    sys.path.insert(0, here)  # where `python -m` looks first
     try:
         spec = importlib.util.find_spec(top)
     except ValueError:  # what this process has loaded and what has no spec, such as __main__
@@ -148,7 +150,7 @@ def _check_module(name: str) -> None:
     finally:
         sys.path.pop(0)
     if spec is None:
-        raise InvalidValue(f"module {name!r} was not found: {top!r} must lie in {os.getcwd()} or be installed")
+        raise InvalidValue(f"module {name!r} was not found: {top!r} must lie in {here} or be installed")
     if top != name and spec.submodule_search_locations is None:
         raise InvalidValue(f"module {name!r} was not found: {top!r} is a module, no package; a path goes without -m")
 
@@ -157,7 +159,9 @@ def _check_script(path: Path) -> None:
     if path.is_dir():
         raise InvalidValue(f"script {path} is a directory; name a file in it, or start a package with -m")
     if not path.exists():
-        raise InvalidValue(f"script {path} does not exist; looked for it in {Path.cwd()}")
+        raise InvalidValue(
+            f"script {path} does not exist; looked for it in {_here() or 'a folder that has been deleted'}"
+        )
     if not os.access(path, os.R_OK):
         raise InvalidValue(f"script {path} must be readable by you; see its permissions")
 
@@ -167,4 +171,17 @@ def compile_script(path: str) -> CodeType:
     source = Path(path).read_bytes()
     if b"\0" in source:
         raise InvalidValue(f"script {path} is not Python source; start other programs with --no-python")
-    return compile(source, str(Path.cwd() / path), "exec", dont_inherit=True)
+    return compile(source, absolute(path), "exec", dont_inherit=True)
+
+
+def absolute(path: str) -> str:
+    """The path from the root, as Python writes it into `__file__`."""
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)  # a deleted folder is none to ask for
+
+
+def _here() -> str:
+    """The working directory; "" when it has been deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""

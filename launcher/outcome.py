@@ -9,6 +9,8 @@ from typing import Any
 from superpod.launcher.processes import end_in_words, signal_name
 
 LAUNCHER = -1  # in place of a rank: the failure is the launcher's own, no card's
+_HEADLINE = 300  # characters of an error in a sentence
+_NOTHING = {"calls": 0, "bytes": 0, "seconds": 0.0}  # what a card sums up of an operation
 
 
 @dataclass(slots=True)
@@ -23,7 +25,9 @@ class CardError:
 
     @property
     def headline(self) -> str:
-        return f"{self.type}: {self.message}".partition("\n")[0].removesuffix(": ")
+        """The first line, or as much of it as goes into a sentence."""
+        line = f"{self.type}: {self.message}".partition("\n")[0].removesuffix(": ")
+        return line if len(line) <= _HEADLINE else line[: _HEADLINE - 1] + "…"
 
 
 @dataclass(slots=True)
@@ -100,8 +104,8 @@ class Outcome:
         self.interrupted: int | None = None  # the signal that ended the launcher
         self._interrupted_at = float("inf")
         self._own_failure: tuple[str, int] | None = None
-        self._first_collectives: list[float] = []
-        self._operations: dict[tuple[str, str], dict[str, Any]] = {}
+        self._first_collectives: dict[int, float] = {}  # rank → when it had finished its first one
+        self._operations: dict[tuple[str, str], dict[int, dict[str, float]]] = {}  # → rank → its sums
 
     def started(self, rank: int, pid: int) -> None:
         self.cards[rank].pid = pid
@@ -135,27 +139,27 @@ class Outcome:
                 self.up += not card.up
                 card.up = True
             case {"event": "first_collective", "time": float(time)}:
-                self._first_collectives.append(time)
+                self._first_collectives.setdefault(rank, time)  # each of its communicators tells its own
             case {"event": "summary", "operations": list(operations)}:
                 for operation in operations:
-                    self._add(operation)
+                    self._add(rank, operation)
             case {"event": "error", "time": float(time), "type": str(kind), "message": str(message)}:
                 text, consequence = str(item.get("traceback", "")), bool(item.get("consequence"))
                 card.error = CardError(time, kind, message, text, consequence)
         return card
 
-    def _add(self, operation: Any) -> None:
+    def _add(self, rank: int, operation: Any) -> None:
+        """A card's communicators, one after the other, tell of themselves."""
         match operation:
             case {"operation": str(name), "algorithm": str(algorithm)}:
                 key = (name, algorithm)
             case _:
                 return
-        blank = {"operation": name, "algorithm": algorithm, "calls": 0, "bytes": 0, "seconds": 0.0}
-        known = self._operations.setdefault(key, blank)
-        for field_name in ("calls", "bytes", "seconds"):
-            value = operation.get(field_name)
+        sums = self._operations.setdefault(key, {}).setdefault(rank, dict(_NOTHING))
+        for amount in _NOTHING:
+            value = operation.get(amount)
             if isinstance(value, int | float):
-                known[field_name] = max(known[field_name], value)
+                sums[amount] += value
 
     @property
     def operations(self) -> list[dict[str, Any]]:
@@ -164,11 +168,15 @@ class Outcome:
         Each number is that of the card that had most of it: all cards of a group make the same calls, and the slowest
         one's seconds are what the job waited for.
         """
-        return [self._operations[key] for key in sorted(self._operations)]
+        most = {
+            key: {amount: max(sums[amount] for sums in of_ranks.values()) for amount in _NOTHING}
+            for key, of_ranks in self._operations.items()
+        }
+        return [{"operation": name, "algorithm": alg, **most[name, alg]} for name, alg in sorted(most)]
 
     def first_collective(self) -> float | None:
         """When the last card had finished its first collective; None when no card has."""
-        return max(self._first_collectives, default=None)
+        return max(self._first_collectives.values(), default=None)
 
     def first_failure(self) -> Card | None:
         """The card that failed first by time; one that only heard of another's failure comes after all others."""

@@ -6,11 +6,23 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Collection
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def python_command(*args: str) -> list[str]:
+    """The command for a fresh interpreter with `args`, and with what changes how this one runs code: -O, -X, -W.
+
+    Where this one may look for modules (-I, -E, -s, -P) is not handed on: a command that was installed for all users
+    has such options, and the user's program must find what is the user's.
+    """
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [sys.executable, *(flag for flag in flags if flag not in ("-I", "-E", "-s", "-P")), *args]
 
 
 def die_with_parent(parent: int, signum: int) -> None:

@@ -15,6 +15,7 @@ from superpod.launcher.processes import signal_name
 
 _MOST_GROUPS = 6  # of cards that did the same; the report must fit on a screen
 _WIDTH = 200  # characters of what one group was doing
+_LINE = 1000  # characters of a line of a traceback
 
 
 def failure_report(outcome: Outcome, host: str, started: float, last_lines: str) -> str:
@@ -49,7 +50,7 @@ def _interruption(signum: int) -> str:
 
 
 def _quoted(text: str) -> list[str]:
-    return [f"  | {line}" for line in text.rstrip().splitlines()]
+    return [f"  | {_shortened(line, _LINE)}" for line in text.rstrip().splitlines()]
 
 
 def _others(outcome: Outcome, first: Card | None) -> list[str]:
@@ -64,8 +65,8 @@ def _others(outcome: Outcome, first: Card | None) -> list[str]:
     return lines
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+def _shortened(text: str, width: int = _WIDTH) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def summary(outcome: Outcome, started: float, ended: float) -> dict[str, Any]:

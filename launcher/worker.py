@@ -22,7 +22,6 @@ import sys
 import threading
 import traceback
 from importlib.machinery import SourceFileLoader
-from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
@@ -30,11 +29,11 @@ from superpod.collectives import stacks
 from superpod.interconnect.control import send_news
 from superpod.interconnect.env import Place, Settings
 from superpod.interconnect.errors import JobFailure
-from superpod.launcher.job import compile_script
+from superpod.launcher.job import absolute, compile_script
 from superpod.launcher.preload import is_installed
 from superpod.launcher.processes import flush_c_streams
 
-_MAX_TEXT = 24 * 1024  # characters of a message or traceback in the news, of which a datagram holds 128 KiB
+_MAX_MESSAGE, _MAX_TRACE = 4 * 1024, 16 * 1024  # characters in the news: a datagram holds 128 KiB, one may take 6 B
 _LONGEST_CHAIN = 100  # errors that came from one another; a user can tie them into a ring
 _INTERRUPTED = -signal.SIGINT
 
@@ -99,7 +98,7 @@ def _run_script(target: str, args: list[str], code: CodeType | None) -> None:
     sys.argv = [target, *args]
     if not sys.flags.safe_path:
         sys.path.insert(0, os.path.dirname(os.path.realpath(target)))
-    path = str(Path.cwd() / target)
+    path = absolute(target)
     namespace = _fresh_main()
     namespace.update(__file__=path, __cached__=None, __loader__=SourceFileLoader("__main__", path))
     exec(code or compile_script(target), namespace)
@@ -141,8 +140,8 @@ def _tell_and_print(error: BaseException, launcher: LauncherLine) -> None:
     launcher.tell(
         "error",
         type=type(error).__qualname__,
-        message=_message(error)[:_MAX_TEXT],
-        traceback="".join(traceback.format_exception(error))[-_MAX_TEXT:],
+        message=_message(error)[:_MAX_MESSAGE],
+        traceback=_shortened("".join(traceback.format_exception(error))),
         consequence=consequence,
     )
     if isinstance(error, KeyboardInterrupt) and not launcher.debug:
@@ -155,6 +154,15 @@ def _tell_and_print(error: BaseException, launcher: LauncherLine) -> None:
     except BaseException:  # noqa: BLE001  # the user's own hook
         traceback.print_exc()
         traceback.print_exception(error)
+
+
+def _shortened(trace: str) -> str:
+    """A traceback with what is too much left out of its middle: it begins with the frames and ends with the reason."""
+    left_out = len(trace) - _MAX_TRACE
+    if left_out <= 0:
+        return trace
+    half = _MAX_TRACE // 2
+    return f"{trace[:half]}\n... {left_out} characters left out ...\n{trace[-half:]}"
 
 
 def _message(error: BaseException) -> str:

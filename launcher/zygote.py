@@ -37,6 +37,7 @@ from superpod.launcher.processes import (
     adopt_orphans,
     die_with_parent,
     kill_children,
+    python_command,
     reap,
     set_process_name,
     signal_group,
@@ -128,7 +129,7 @@ class Zygote:
         os.dup2(order.in_memory_file(), 0)
         os.set_inheritable(order.channel, True)
         os.set_inheritable(order.listener, True)
-        os.execv(sys.executable, [sys.executable, "-c", BOOT])
+        os.execv(sys.executable, python_command("-c", BOOT))
 
     def serve(self) -> None:
         """Do what the agent asks until it ends the job, or until this process is a card."""

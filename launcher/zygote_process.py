@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from superpod.interconnect.env import Place, worker_environment, zygote_environm
 from superpod.interconnect.errors import InvalidValue
 from superpod.launcher.channel import Channel, Order
 from superpod.launcher.job import JobSpec
+from superpod.launcher.processes import python_command
 from superpod.launcher.zygote import BOOT
 
 _BACKLOG = 4096  # cards that knock at torch's store before it is hosted
@@ -43,7 +43,7 @@ class ZygoteProcess:
             )
             with open(order.in_memory_file(), "rb") as orders:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", BOOT],
+                    python_command("-c", BOOT),
                     stdin=orders,
                     stdout=output,
                     stderr=output,

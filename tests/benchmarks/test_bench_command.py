@@ -91,7 +91,7 @@ def test_several_worlds_algorithms_dtypes_and_operations(tmp_path):
         (["all_reduce", "-o", "band"], "op='band' makes no sense for floating point float32"),
         (["broadcast", "-n", "2", "-r", "2"], "-r 2 must be a rank: 0 to 1 with -n 2"),
         (["all_reduce", "-n", "0"], "-n 0 must be at least 1 card"),
-        (["all_reduce", "--algorithm", "star"], "--algorithm for all_reduce: 'star' is unknown; choose from auto"),
+        (["all_reduce", "--algorithm", "comet"], "--algorithm for all_reduce: 'comet' is unknown; choose from auto"),
         (["all_reduce", "--iters", "0"], "--iters 0 must be at least 1"),
         (["all_reduce", "-w", "-1"], "-w -1 must be at least 0"),
         (["all_reduce", "--link", "pigeon"], "invalid choice: 'pigeon'"),
@@ -190,3 +190,20 @@ def test_a_reader_that_has_seen_enough():
     done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("# superpod-bench: nranks 2 on ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("all_reduce", "-n", "2"), ("torch", "-n", "2")])
+def test_a_wrong_variable_is_refused_in_one_line(command):
+    done = bench(*command, env={**os.environ, "SUPERPOD_ALL_REDUCE": "ring:9-1"})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("superpod-bench: error: SUPERPOD_ALL_REDUCE='ring:9-1': 'ring:9-1': low=9 must not")
+
+
+def test_a_table_that_cannot_be_written_is_told_in_one_line():
+    with open("/dev/full", "w") as full:
+        command = [*COMMAND, "all_reduce", "-n", "2", "-e", "8", "--iters", "1"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "superpod-bench: [Errno 28] No space left on device; what was measured until then may be lost\n"
+    )

@@ -63,8 +63,8 @@ def test_what_was_asked_for_by_name_and_makes_no_sense_is_refused():
         _plan(dtype="float8")
     with pytest.raises(InvalidValue, match="-o 'mean' is unknown; choose from sum"):
         _plan(op="mean")
-    with pytest.raises(InvalidValue, match=r"--algorithm for all_reduce: 'star' is unknown; choose from auto, .*ring"):
-        plan.series(("all_reduce",), algorithm="star", dtype="float32", op="sum")
+    with pytest.raises(InvalidValue, match=r"--algorithm for all_reduce: 'comet' is unknown; choose from auto, .*ring"):
+        plan.series(("all_reduce",), algorithm="comet", dtype="float32", op="sum")
     with pytest.raises(InvalidValue, match="--algorithm ring means nothing for sendrecv"):
         plan.series(("sendrecv",), algorithm="ring", dtype="float32", op="sum")
 

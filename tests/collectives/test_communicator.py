@@ -273,6 +273,8 @@ REFUSED: list[tuple[Callable[[Communicator], Any], str]] = [
     (lambda c: c.scatter(None, c.rank), "array=None at the root of a scatter; the root passes n blocks"),
     (lambda c: c.scatter(None, 1 - c.rank), "out=None on a rank that is not the root of a scatter"),
     (lambda c: c.broadcast(THREE, 2), "root=2 must be a rank of the group: 0 to 1"),
+    (lambda c: c.broadcast(THREE, "0"), "root='0' must be a rank of the group: 0 to 1"),
+    (lambda c: c.send(THREE, 1.0), "rank 1.0 must be a rank of the group: 0 to 1"),
     (lambda c: c.gather(THREE, -1), "root=-1 must be a rank of the group: 0 to 1"),
     (
         lambda c: c.all_reduce(THREE, algorithm="rign"),

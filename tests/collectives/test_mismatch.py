@@ -225,7 +225,9 @@ def test_without_a_record_a_mismatch_is_told_without_places() -> None:
 
     for kind, text, _ in run_ranks(2, card, env={"SUPERPOD_RECORD": "0"}):
         assert kind == "CollectiveMismatch"
-        assert re.fullmatch(r"in group world: rank 0 called all_.* by [\w ]+ \(#0\), but rank 1 called bro.* \(#0\)", text)
+        assert re.fullmatch(
+            r"in group world: rank 0 called all_.* by [\w ]+ \(#0\), but rank 1 called bro.* \(#0\)", text
+        )
 
 
 @pytest.mark.parametrize("link", ["memory", "zmq"])

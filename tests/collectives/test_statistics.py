@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from superpod.collectives.communicator import Communicator
+from superpod.collectives.recorder import DONE, FAILED, WAITING
 from superpod.collectives.statistics import Statistics
 from superpod.interconnect.control import NewsDesk
 from superpod.interconnect.errors import InvalidValue
@@ -82,3 +85,38 @@ def test_the_algorithm_that_ran_is_counted() -> None:
         return [f"{row['algorithm']} {row['calls']}" for row in comm._runtime.statistics.rows()]
 
     assert run_ranks(2, card, link="memory") == [["ring 2", "tree 1"]] * 2
+
+
+def test_a_message_counts_when_it_is_done_with_its_time_and_is_no_collective(tmp_path: Path) -> None:
+    with contextlib.closing(NewsDesk(tmp_path)) as desk:
+        statistics = Statistics(0, tmp_path)
+        done = statistics.message("send", 8, time.perf_counter() - 2.0)
+        failed = statistics.message("send", 8, time.perf_counter())
+        done(WAITING)
+        failed(FAILED)
+        assert statistics.rows() == []
+        for _ in range(2):  # a message that is done at once is noted again by who waits for it
+            done(DONE)
+        (row,) = statistics.rows()
+        assert (row["operation"], row["calls"], row["bytes"], 2.0 <= row["seconds"] < 3.0) == ("send", 1, 8, True)
+        assert desk.read() == []
+
+
+def test_received_messages_have_taken_time() -> None:
+    def card(comm: Communicator) -> list[tuple[str, int, bool]]:
+        array = np.ones(12, np.float32)
+        work = comm.recv(array, 1 - comm.rank, async_op=True)
+        comm.send(array, 1 - comm.rank)
+        work.wait()
+        return [(row["operation"], row["calls"], row["seconds"] > 0) for row in comm._runtime.statistics.rows()]
+
+    assert [sorted(rows) for rows in run_ranks(2, card, link="memory")] == [[("recv", 1, True), ("send", 1, True)]] * 2
+
+
+def test_a_forked_child_finds_the_counters_free() -> None:
+    statistics = Statistics(0, None)
+    with statistics._lock:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if statistics._lock.acquire(timeout=1) else 1)
+    assert os.waitpid(pid, 0)[1] == 0

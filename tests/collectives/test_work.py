@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
 import pytest
 
 from superpod.collectives.work import Work, Worker
-from superpod.interconnect.errors import DeadlineExceeded, PeerLost
+from superpod.interconnect.errors import DeadlineExceeded, LinkClosed, PeerLost
 
 LONG = 30.0  # seconds that nothing here takes
 
@@ -129,3 +130,63 @@ def test_a_callback_may_put_works_and_wait_for_them_and_the_order_stays() -> Non
     assert seen == ["last", 2, 1, 0]
     worker.stop(LONG)
     assert worker.outstanding == 0
+
+
+def test_a_callback_that_exits_does_not_end_the_thread_of_the_calls_to_come(caplog: pytest.LogCaptureFixture) -> None:
+    def leave(_: Work) -> None:
+        raise SystemExit(3)
+
+    worker, first, second = Worker("worker"), Work("first"), Work("second")
+    first.when_done(leave)
+    for work in (first, second):
+        worker.put(work, lambda: 1)
+    assert second.wait(LONG) == 1
+    worker.stop(LONG)
+    assert "a callback of first failed" in caplog.text
+
+
+def test_a_ctrl_c_in_a_callback_is_not_lost() -> None:
+    def interrupt(_: Work) -> None:
+        raise KeyboardInterrupt
+
+    work = Work("a call")
+    work.when_done(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        work.carry_out(lambda: 1)
+    assert work.is_completed()
+
+
+@pytest.mark.parametrize("timeout", [1e12, float("inf")])
+def test_a_wait_may_be_longer_than_a_lock_can_wait(timeout: float) -> None:
+    work = Work("a call")
+    threading.Timer(0.01, work.carry_out, [lambda: 7]).start()
+    assert work.wait(timeout) == 7
+
+
+def test_a_worker_in_a_forked_child_is_free_and_idle() -> None:
+    worker, begun, over = Worker("worker"), threading.Event(), threading.Event()
+
+    def action() -> None:
+        begun.set()
+        over.wait(LONG)
+
+    parents = Work("the parent's")
+    worker.put(parents, action)
+    assert begun.wait(LONG)
+    with worker._lock:
+        pid = os.fork()
+        if pid == 0:
+            mine = Work("the child's")
+            free = worker.outstanding == 0 and worker._lock.acquire(timeout=1)
+            if free:
+                worker._lock.release()
+                worker.put(mine, lambda: 1)
+            refused = False
+            try:
+                parents.wait(LONG)
+            except LinkClosed as error:
+                refused = str(error).startswith("the parent's is a call of the process that this one was forked from")
+            os._exit(0 if free and refused and mine.wait(LONG) == 1 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    over.set()
+    worker.stop(LONG)

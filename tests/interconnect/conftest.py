@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from cards import LINKS, REAL, ZMQ, Card, dictionary, make_links
+from cards import LINKS, REAL, SHM, ZMQ, Card, dictionary, make_links
+from shm_cards import HEADER, taken
+
+from superpod.interconnect.shm_link import ShmLink
 
 Join = Callable[..., list[Card]]
 
@@ -65,3 +68,34 @@ def join_memory(tmp_path) -> Iterator[Join]:
     """The same over the memory link, for what does not depend on the link."""
     with contextlib.ExitStack() as stack:
         yield _joiner("memory", tmp_path, stack)
+
+
+@pytest.fixture(params=SHM)
+def shm_kind(request) -> str:
+    """Every way in which cards come to share memory."""
+    return request.param
+
+
+@pytest.fixture
+def links(shm_kind, tmp_path) -> Iterator[Callable[[int], list[ShmLink]]]:
+    """`links(n)`: n more links over shared memory; closed after the test."""
+    made: list[ShmLink] = []
+
+    def make(n: int) -> list[ShmLink]:
+        made.extend(SHM[shm_kind](len(made), tmp_path) for _ in range(n))
+        return made[-n:]
+
+    yield make
+    for link in made:
+        link.close(0)
+
+
+@pytest.fixture
+def pair(links) -> tuple[ShmLink, ShmLink]:
+    """Two of them, of which the second has connected to the first and said something."""
+    a, b = links(2)
+    b.connect(0, a.address)
+    b.post(0, HEADER, b"abc")
+    assert [event.payload for event in taken(a, 1)] == [b"abc"]
+    b.take()  # the answer
+    return a, b

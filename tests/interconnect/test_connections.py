@@ -21,11 +21,23 @@ def test_a_peer_with_one_connection_is_lost_with_it(connections):
     connections.accepted(9)
     connections.identified(9, 2, 0)
     assert connections.lost(0) is None
-    assert connections.broke("e1", 33, 1)
-    assert connections.lost(1) == Broken(1)
     assert not connections.broke(OWN, 9, 2)
     assert connections.lost(2) == Broken(2)
-    assert (connections.lost(3), connections.look_at) == (None, inf)
+    assert connections.broke("e1", 33, 3)
+    assert (connections.lost(3), connections.look_at) == (None, 3 + UNKNOWN)  # one of its own may be on its way
+    assert connections.lost(3 + UNKNOWN) == Broken(1)
+    assert (connections.lost(9), connections.look_at) == (None, inf)
+
+
+def test_a_peer_whose_own_connection_comes_in_after_the_unused_one_broke(connections):
+    connections.opened("e1", 1)
+    connections.broke("e1", 33, 1)
+    assert connections.lost(1) is None
+    connections.accepted(9)
+    connections.identified(9, 1, 1)
+    assert connections.lost(1 + UNKNOWN) is None
+    connections.broke(OWN, 9, 3)
+    assert connections.lost(3) == Broken(1)
 
 
 def test_a_peer_with_two_connections_is_lost_with_the_last(connections):
@@ -68,7 +80,8 @@ def test_a_connection_that_is_not_the_peers_does_not_hold_up_for_long(connection
         connections.identified(9, 2, 1)
     elif says == "no card's":
         connections.foreign(9)
-    assert connections.lost(1 if says != "nothing" else 1 + UNKNOWN) == Broken(1)
+    assert connections.lost(1) is None
+    assert connections.lost(1 + UNKNOWN) == Broken(1)
 
 
 def test_a_connection_that_is_gone_before_its_message_is_read(connections):
@@ -144,6 +157,6 @@ def test_a_break_is_told_of_the_connection_that_was_opened_even_if_the_number_is
     connections.accepted(9)
     connections.identified(9, 2, 0)
     connections.broke("e1", 9, 1)
-    assert connections.lost(1) == Broken(1)
+    assert connections.lost(1 + UNKNOWN) == Broken(1)
     connections.broke("e1", 9, 2)  # told again: it had tried once more
     assert connections.lost(99) is None

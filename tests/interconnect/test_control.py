@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from superpod.interconnect.control import AbortFlag, AbortSwitch, Failure, NewsDesk, send_news
@@ -148,6 +148,7 @@ def test_news_have_a_bound(desk, nbytes, sent):
     assert len(desk.read()) == sent
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.one_of(
         st.binary(),
@@ -165,3 +166,19 @@ def test_what_is_no_news_item_is_left_out(datagram):
         events = [item["event"] for item in desk.read()]
         assert events[-1] == "up"
         assert all(isinstance(event, str) for event in events)
+
+
+def test_news_with_text_that_is_no_text_arrive(tmp_path):
+    with contextlib.closing(NewsDesk(tmp_path)) as desk:
+        assert send_news(tmp_path, 0, "error", message="no file a\udcff")
+        assert desk.read()[0]["message"] == "no file a\\udcff"
+
+
+def test_who_has_ended_well_can_be_looked_up(job):
+    directory, switch = job
+    flag, own = AbortFlag(directory), AbortFlag(directory, own_ranks=True)
+    with contextlib.closing(flag), contextlib.closing(own):
+        assert flag.gone(3) is None
+        switch.note_gone(3, "exited with code 0")
+        assert [flag.gone(3), flag.gone(2), own.gone(3)] == ["exited with code 0", None, None]
+        assert flag.failure() is None

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from superpod.interconnect.env import COLLECTIVES, Place, Settings
+from superpod.interconnect import env as env_module
+from superpod.interconnect.env import COLLECTIVES, VARIABLES, LauncherSettings, Place, Settings, unknown_variables
 from superpod.interconnect.errors import InvalidValue
 
 
@@ -64,6 +66,9 @@ def test_every_collective_has_its_variable(collective):
         ("SUPERPOD_ZMQ_TRANSPORT", "udp", r"SUPERPOD_ZMQ_TRANSPORT='udp': must be one of ipc, tcp"),
         ("SUPERPOD_DEBUG", "1", r"SUPERPOD_DEBUG='1': must be one of off, info"),
         ("SUPERPOD_TIMEOUT", "soon", r"SUPERPOD_TIMEOUT='soon': duration 'soon' must be a number"),
+        ("SUPERPOD_TIMEOUT", "0", r"SUPERPOD_TIMEOUT='0' must be at least 0\.1 s, .*such as 30s"),
+        ("SUPERPOD_TIMEOUT", "10us", r"SUPERPOD_TIMEOUT='10us' must be at least 0\.1 s"),
+        ("SUPERPOD_RECORD", "many", r"SUPERPOD_RECORD='many': must be a whole number"),
         ("SUPERPOD_SEGMENT", "big", r"SUPERPOD_SEGMENT='big': size 'big' must be a number"),
         ("SUPERPOD_SEGMENT", "512", r"SUPERPOD_SEGMENT=512 must lie between 1K and 64M"),
         ("SUPERPOD_SEGMENT", "65M", r"SUPERPOD_SEGMENT=68157440 must lie between 1K and 64M"),
@@ -98,10 +103,42 @@ def test_alone_is_the_world_of_one():
     ],
 )
 def test_half_a_place_is_refused(env):
-    with pytest.raises(InvalidValue, match=r"RANK=.* and WORLD_SIZE=.* must be set with 0 <= RANK < WORLD_SIZE; start"):
+    with pytest.raises(
+        InvalidValue, match=r"^RANK.* and WORLD_SIZE.*: both must be set with 0 <= RANK < WORLD_SIZE; start"
+    ):
         Place.read(env)
 
 
-def test_a_rank_that_is_no_number_is_refused_by_name():
-    with pytest.raises(InvalidValue, match="RANK='zero'"):
-        Place.read({"RANK": "zero", "WORLD_SIZE": "2"})
+def test_what_is_not_set_is_said_to_be_unset():
+    with pytest.raises(InvalidValue, match=r"^RANK unset and WORLD_SIZE=2: both"):
+        Place.read({"WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+def test_a_place_that_is_no_number_is_refused_by_name(name):
+    with pytest.raises(InvalidValue, match=f"^{name}='zero': must be a whole number, such as 4$"):
+        Place.read({"RANK": "1", "WORLD_SIZE": "2", name: "zero"})
+
+
+def test_a_number_of_cards_that_is_no_number_is_refused_by_name():
+    with pytest.raises(InvalidValue, match=r"^PET_NPROC_PER_NODE='x': must be a whole number"):
+        LauncherSettings.read({"PET_NPROC_PER_NODE": "x"})
+
+
+def test_a_place_of_the_scripts_own_is_told_from_the_launchers(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert Place(1, 4, 1, 4).is_the_launchers()
+    assert not Place(1, 2, 1, 2).is_the_launchers()
+    monkeypatch.setenv("RANK", "none")
+    assert not Place(1, 4, 1, 4).is_the_launchers()
+
+
+def test_unknown_variables_are_named_with_the_nearest_known_one():
+    env = {"SUPERPOD_ALLREDUCE": "ring", "SUPERPOD_HUE": "red", "SUPERPOD_LINK": "zmq", "OTHER": "1"}
+    assert unknown_variables(env) == {"SUPERPOD_ALLREDUCE": "SUPERPOD_ALL_REDUCE", "SUPERPOD_HUE": None}
+
+
+def test_the_list_of_variables_is_that_of_the_documentation():
+    documented = set(re.findall(r"SUPERPOD_[A-Z_]+", env_module.__doc__)) - {"SUPERPOD_"}
+    assert documented == set(VARIABLES) - {f"SUPERPOD_{c.upper()}" for c in COLLECTIVES}

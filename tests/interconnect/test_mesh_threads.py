@@ -213,7 +213,7 @@ class InterruptedLock:
     """A lock whose owner is interrupted as soon as it has released it."""
 
     def __init__(self, lock):
-        self._lock, self.acquire, self.locked = lock, lock.acquire, lock.locked
+        self._lock, self.acquire = lock, lock.acquire
 
     def release(self):
         self._lock.release()
@@ -228,7 +228,7 @@ def test_an_interrupt_gives_the_turn_and_the_lock_back(follower):
     turns.lock = InterruptedLock(turns.lock)
     with pytest.raises(KeyboardInterrupt):
         turns.sleep(SOON)
-    assert turns.lock.locked()
+    assert turns.held()
     assert (turns.leading, turns._followers) == (follower, [])
 
 

@@ -35,7 +35,9 @@ class End:
     def __init__(self, segment: int = 1024, window: int = 4096) -> None:
         self.line = Line()
         self.mismatches: list[tuple[Receive, Header]] = []
-        self.streams = Streams(self.line, segment, window, lambda *what: self.mismatches.append(what))
+        self.early: list[tuple[int, Header]] = []
+        hears = [lambda *what: self.mismatches.append(what), lambda *what: self.early.append(what)]
+        self.streams = Streams(self.line, segment, window, *hears)
 
     def send(self, data: bytes, tag: int = 0, text: str = "") -> Send:
         send = Send((1, 7, tag), Header(Kind.DATA, 7, tag, nbytes=len(data), text=text), memoryview(data))

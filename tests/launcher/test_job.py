@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from superpod.interconnect.errors import InvalidValue
-from superpod.launcher import cli
+from superpod.launcher import options
 from superpod.launcher.job import JobSpec, StreamChoice
 
 
@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def spec(*args):
-    return cli.job_from(cli.parser().parse_args(args))
+    return options.job_from(options.parser().parse_args(args))
 
 
 REFUSED = [

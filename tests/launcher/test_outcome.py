@@ -169,3 +169,18 @@ def test_summary_takes_the_most_of_every_number():
         "  all_reduce  ring           3  4 KiB   750 ms\n"
         "  barrier     ring           1    8 B   250 ms\n"
     )
+
+
+def told(rank, calls, seconds, time):
+    row = {"operation": "barrier", "algorithm": "tree", "calls": calls, "bytes": calls, "seconds": seconds}
+    return [
+        {"event": "first_collective", "rank": rank, "time": float(time)},
+        {"event": "summary", "rank": rank, "operations": [row]},
+    ]
+
+
+def test_what_a_cards_communicators_tell_adds_up_and_the_first_of_them_was_first():
+    outcome = job(2, *told(0, 10, 1.0, 5), *told(1, 10, 1.5, 6), *told(0, 10, 2.0, 8), *told(1, 10, 1.0, 9))
+    row = {"operation": "barrier", "algorithm": "tree", "calls": 20, "bytes": 20, "seconds": 3.0}
+    assert outcome.operations == [row]
+    assert outcome.first_collective() == 6.0
