@@ -297,7 +297,8 @@ class ZmqLink:
         while self._connections.refusals[nowhere] < 3 and (rest := end - time.monotonic()) > 0:
             zmq.zmq_poll(self._reports, int(rest * 1000) + 1)
             self._hear()
-        for endpoint in self._connections.refusals:  # nobody listens there, now or for good: too late for both
+        # nobody listens there, now or for good, or the connection broke: too late for all of them
+        for endpoint in (*self._connections.refusals, *self._over):
             with contextlib.suppress(zmq.ZMQError):
                 self._socket.disconnect(endpoint)
 
