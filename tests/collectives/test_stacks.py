@@ -50,7 +50,7 @@ def test_the_latest_stack_of_a_card(child, tmp_path):
     while len(frames := stacks.read(tmp_path, 3, child.pid)) < 2 and time.monotonic() < end:
         pass  # it is being written
     assert [(frame.function, frame.users) for frame in frames] == [("native", True), ("<module>", True)]
-    assert frames[0].line in (8, 9)
+    assert frames[0].line in (7, 8, 9)  # in print, if it was quick
     assert frames[0].file.endswith("child.py")
     assert child.poll() is None
 
