@@ -11,6 +11,9 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c "$(NEW_ENOUGH)" 2>/dev/nul
 # Cards of a test run share the machine, so a big one does not get a worker for every core.
 TEST := $(BIN)/python -m pytest -n auto --maxprocesses=8
 
+# Tests that start no processes and wait for no one.
+QUICK := not zmq and not shm and not torch and not mesh and not processes and not peer_death and not reporter
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -30,7 +33,7 @@ check: $(VENV)/.dev ## format, lint, types and the fast tests: under a minute
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(TEST) -m "not slow"
+	@$(TEST) -m "not slow" -k "$(QUICK)" tests/test_architecture.py tests/interconnect tests/collectives tests/simulator
 
 conformance: $(VENV)/.dev ## torch's own tests of torch.distributed, on 2, 3 and 4 cards: some minutes
 	@$(BIN)/python tests/conformance/conformance.py

@@ -1,4 +1,4 @@
-"""For all tests: Ctrl-C means what it means at a terminal, also when a shell has started the tests in its background."""
+"""For all tests: Ctrl-C means what it means at a terminal, also when a shell started them in its background."""
 
 from __future__ import annotations
 
