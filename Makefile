@@ -33,7 +33,7 @@ check: $(VENV)/.dev ## format, lint, types and the fast tests: under a minute
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(TEST) -m "not slow" -k "$(QUICK)" tests/test_architecture.py tests/interconnect tests/collectives tests/simulator
+	@$(TEST) -m "not slow" -k "$(QUICK)" tests/test_architecture.py tests/interconnect tests/collectives
 
 conformance: $(VENV)/.dev ## torch's own tests of torch.distributed, on 2, 3 and 4 cards: some minutes
 	@$(BIN)/python tests/conformance/conformance.py
