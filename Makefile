@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c "$(NEW_ENOUGH)" 2>/dev/nul
 TEST := $(BIN)/python -m pytest -n auto --maxprocesses=8
 
 # Tests that start no processes and wait for no one.
-QUICK := not zmq and not shm and not torch and not mesh and not processes and not peer_death and not reporter
+QUICK := not zmq and not shm and not torch and not mesh and not processes and not peer_death and not reporter and not simulate and not traffic and not communicator
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
