@@ -6,6 +6,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -175,7 +176,8 @@ class Worker:
     def __init__(self, name: str) -> None:
         self._name = name
         self._queue: queue.SimpleQueue[tuple[Work, Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # that goes on with the queue
+        self._threads: set[threading.Thread] = set()  # with those whose callbacks have not ended
         self._lock = threading.Lock()
         self._stopped = False
         self._unended: set[Work] = set()  # works that were put
@@ -185,7 +187,7 @@ class Worker:
     def _disown(self) -> None:
         """In a forked child: the thread is the parent's, and so is what it has to do."""
         self._lock, self._thread, self.outstanding = threading.Lock(), None, 0
-        self._queue = queue.SimpleQueue()
+        self._threads, self._queue = set(), queue.SimpleQueue()
         for work in self._unended:
             work.disown()
         self._unended = set()
@@ -197,6 +199,7 @@ class Worker:
                 if self._thread is None or self.is_current_thread():
                     self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
                     self._thread.start()
+                    self._threads.add(self._thread)
                 self.outstanding += 1
                 self._unended.add(work)
                 self._queue.put((work, action))
@@ -217,13 +220,19 @@ class Worker:
                     self._unended.discard(work)
             del item, work, action  # or the last call's arrays live until the next call
             if not self.is_current_thread():
-                return
+                break
+        with self._lock:
+            self._threads.discard(threading.current_thread())
 
     def stop(self, timeout: float) -> None:
-        """End after what was put before; waits at most `timeout` seconds for it. Idempotent."""
+        """End after what was put before; waits at most `timeout` seconds for it, a callback not at all. Idempotent."""
         with self._lock:
             stopped, self._stopped = self._stopped, True
             if not stopped:
                 self._queue.put(None)
-        if self._thread is not None and not self.is_current_thread():
-            self._thread.join(timeout)
+            threads = set(self._threads)
+        if threading.current_thread() in threads:
+            return
+        until = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))

@@ -132,6 +132,26 @@ def test_a_callback_may_put_works_and_wait_for_them_and_the_order_stays() -> Non
     assert worker.outstanding == 0
 
 
+def test_stopping_waits_for_callbacks_that_another_thread_went_on_without() -> None:
+    worker, first, inner, going_on, hold = Worker("a worker"), Work("first"), Work("inner"), [], threading.Event()
+
+    def callback(_: Work) -> None:
+        worker.put(inner, lambda: 5)
+        going_on.append(inner.wait(LONG))
+        hold.wait(LONG)
+
+    begin = threading.Event()
+    first.when_done(callback)
+    worker.put(first, lambda: begin.wait(LONG))
+    begin.set()
+    inner.wait(LONG)
+    worker.stop(0.01)
+    assert worker.outstanding == 1  # its time was up
+    hold.set()
+    worker.stop(LONG)
+    assert (worker.outstanding, going_on) == (0, [5])
+
+
 def test_a_callback_that_exits_does_not_end_the_thread_of_the_calls_to_come(caplog: pytest.LogCaptureFixture) -> None:
     def leave(_: Work) -> None:
         raise SystemExit(3)
