@@ -324,8 +324,9 @@ class Communicator:
 
     def close(self) -> None:
         """Leave the group; closing the first communicator of a process ends its mesh, with a farewell to the peers."""
-        self._engine.close()
-        if self._engine.name == WORLD:
+        last = self._engine.name == WORLD
+        self._engine.close(job=last)
+        if last:
             self._runtime.close()
 
     def _issue(self, what: str, action: Any, async_op: bool) -> Any:

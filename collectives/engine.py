@@ -200,6 +200,7 @@ class Engine:
             before, after: called with the plan and all spaces, to move blocks into and out of scratch.
         """
         start = time.perf_counter()
+        seconds = self.timeout if timeout is None else timeout
         prepared = self._prepared.get(key)
         if prepared is None:
             prepared = self._prepare(key, call(), len(spaces), banks)
@@ -209,11 +210,11 @@ class Engine:
         if before is not None:
             before(plan, spaces)
         sequence = self._begin(prepared.where.text, prepared.call.nbytes, start)
-        seconds = self.timeout if timeout is None else timeout
-        if prepared.fused is not None and self._table is not None:
-            self._table.call(prepared.where.text, sequence, seconds)
+        if prepared.fused is not None:
+            table = self._table or self._sit(prepared.where.text, sequence, seconds)
+            table.call(prepared.where.text, sequence, seconds)
             with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
-                prepared.fused(self._table, Task(spaces, prepared.banks, reduce, prepared.call.root))
+                prepared.fused(table, Task(spaces, prepared.banks, reduce, prepared.call.root))
         else:
             run(plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
         if after is not None:
@@ -232,10 +233,8 @@ class Engine:
         schedule = algorithms.build(call.collective, choice.algorithm, self.world_size, call.root)
         bounds = banks(schedule.nchunks)
         way = fused(call.collective, choice.algorithm, equal_blocks=call.equal_blocks) if self._board else None
-        if way is not None and self._table is None:
-            self._table = Table(self.mesh, self.group, self.ranks, self.timeout)
         plan = bind(schedule, self.rank, bounds, given) if way is None else Plan((), 0, {}, schedule.nchunks, self.rank)
-        text = f"{call.text} by {choice.algorithm}" + (" in shared memory" if way is not None else "")
+        text = f"{call.text} by {choice.algorithm}"
         where = Circumstances(self.mesh, self.group, self.ranks, text)
         prepared = self._prepared[key] = Prepared(call, choice, plan, where, way, bounds)
         if len(self._prepared) > _PREPARED:
@@ -244,6 +243,11 @@ class Engine:
             place = f"{call.text} of group {self.name}, {self.world_size} ranks"
             log.info("%s: %s, %s", place, choice.algorithm, choice.reason)
         return prepared
+
+    def _sit(self, text: str, sequence: int, seconds: float) -> Table:
+        """Meet the others at the group's board for the first time, for the call of these words and this number."""
+        self._table = Table(self.mesh, self.group, self.ranks, text, sequence, seconds)
+        return self._table
 
     def _choose(self, call: Call) -> Choice:
         if call.algorithm is None:
@@ -362,11 +366,15 @@ class Engine:
         absent = self._table.absent() if self._table is not None else []
         return absent or self.mesh.streams.awaited(self.group.ident, COLLECTIVE_TAG)
 
-    def close(self) -> None:
-        """End the worker and forget the group."""
+    def abort(self, error: SuperpodError) -> None:
+        """The group is over, here and for its other ranks, who get `error`."""
+        self.mesh.fail_group(self.group, error, tell=self._neighbours())
+
+    def close(self, *, job: bool = False) -> None:
+        """End the worker and forget the group. `job`: the card is about to leave the job."""
         self._told = True  # whoever calls it after this makes a mistake that is nobody else's business
         self.worker.stop(timeout=1.0)
-        self.mesh.close_group(self.group)
+        self.mesh.close_group(self.group, job=job)
         if self._table is not None:
             self._table.leave()
 

@@ -16,13 +16,14 @@ from superpod.collectives.select import Selector
 from superpod.collectives.statistics import Statistics
 from superpod.interconnect.board import possible
 from superpod.interconnect.control import AbortFlag
-from superpod.interconnect.env import Place, Settings
+from superpod.interconnect.env import Place, Settings, on_one_host
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.link import Link
 from superpod.interconnect.memory_link import MemoryFabric
 from superpod.interconnect.mesh import Mesh
 from superpod.interconnect.rendezvous import AddressBook, DictStore, LauncherStore, Store
 from superpod.interconnect.shm_link import ShmLink
+from superpod.interconnect.shm_link import possible as shm_possible
 from superpod.interconnect.zmq_link import ZmqLink
 
 _generations = count()  # the meshes of a process, one after the other, may meet in the same store
@@ -46,7 +47,7 @@ class Runtime:
             mesh.inquire = reporter.explain
         self.world_size = world_size
         self.statistics = Statistics(mesh.rank, settings.directory)
-        self._board = settings.link == "shm" and mesh.link.name != "memory" and possible()
+        self._board = mesh.link.name == "shm" and possible()
         self._selector = Selector(settings.overrides, board=self._board)
         self._store = store
         if settings.debug == "info":
@@ -127,7 +128,7 @@ def _nobodys(place: Place) -> Store:
 
 def _link(settings: Settings, place: Place) -> ZmqLink | ShmLink:
     """Raises InvalidValue when the wanted link cannot be had here."""
-    if settings.link == "shm":
+    if settings.link == "shm" or (settings.link == "auto" and shm_possible() and on_one_host()):
         return ShmLink(place.rank, directory=settings.directory)
     return ZmqLink(place.rank, directory=settings.directory, transport=settings.transport)
 

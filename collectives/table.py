@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from math import inf
+from typing import NoReturn
 
 import numpy as np
 
@@ -34,12 +35,20 @@ def slot_bytes(world_size: int) -> int:
 class Table:
     """One card's seat. Satisfies Meeting (see fused.py). One thread at a time, but `absent` from any."""
 
-    def __init__(self, mesh: Mesh, group: Group, ranks: Sequence[int], seconds: float) -> None:
-        """Take a seat: the group's rank 0 brings the board, the others open it. `ranks`: the members' in the mesh.
+    def __init__(
+        self, mesh: Mesh, group: Group, ranks: Sequence[int], text: str, sequence: int, seconds: float
+    ) -> None:
+        """Take a seat: the group's rank 0 brings the board, the others open it.
 
-        Raises DeadlineExceeded when rank 0 has not brought it within `seconds`, PeerLost when it cannot be opened.
+        Args:
+            ranks: the members' in the mesh.
+            text, sequence, seconds: as for `call`, of the first one.
+        Raises:
+            DeadlineExceeded when rank 0 has not brought it within `seconds`, PeerLost when it cannot be opened, and
+            what Mesh.look raises.
         """
         self._mesh, self._group, self._ranks = mesh, group, ranks
+        self._text, self._sequence = text, sequence
         self.rank, self.world_size = ranks.index(mesh.rank), len(ranks)
         self.slot = slot_bytes(self.world_size)
         mesh.boards[group.ident] += 1  # a group may be made again under its old name
@@ -48,19 +57,28 @@ class Table:
             self._board = Board.create(0, self.world_size, self.slot)
             mesh.publish(name, self._board.address)
         else:
-            address = mesh.find(ranks[0], group, seconds, name)
+            (host,) = self._asked([0])
+            address = mesh.find_named(name, group, host, seconds)
             try:
                 self._board = Board.open(address, self.rank, self.world_size, self.slot)
             except OSError as error:
-                raise PeerLost(
-                    f"rank {ranks[0]} cannot be met in shared memory by rank {mesh.rank} ({error.strerror}): it has "
-                    "left, or the two are not in one container; then set SUPERPOD_LINK=zmq for all"
-                ) from error
+                self._miss(host, error)
             self._board.close_descriptor()
+        group.parting = lambda job: self._board.depart(job=job)
         self.begin = self._board.begin
-        self._text, self._tag, self._sequence, self._end, self._limit = "", 0, 0, 0.0, 0.0
+        self._tag, self._end, self._limit = 0, 0.0, 0.0
         self._patience = _PATIENCE
         self._wanted: bytes | None = None
+
+    def _miss(self, host: Receive, error: OSError) -> NoReturn:
+        """The board cannot be opened. Raises why: what the others say, if they say something."""
+        text = (
+            f"rank {host.peer} cannot be met in shared memory by rank {self._mesh.rank} ({error.strerror}): it has "
+            "left, or the two are not in one container; then set SUPERPOD_LINK=zmq for all"
+        )
+        self._mesh.look(self._group, [host], probe=True)  # if it is gone, this finds out
+        self._group.suspect(PeerLost(text), weak=True)
+        self._mesh.settle(self._group)
 
     def call(self, text: str, sequence: int, seconds: float) -> None:
         """What the next meetings are for, and how long all of them may take."""
@@ -89,6 +107,8 @@ class Table:
         probe_at, nap = start + PROBE_AFTER, _NAPS[0]
         while not self._board.sleep(wanted, nap):
             now = time.monotonic()
+            for rank, job in self._board.departed().items():
+                self._mesh.note_departure(self._group, self._ranks[rank], job=job)
             awaited = self._awaited()
             if (odd := self._board.at_odds()) is not None and self._group.due == inf:
                 self._group.suspect(self._mismatch(*odd))  # the other one, asked now, knows where its call was made

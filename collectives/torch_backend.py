@@ -74,7 +74,7 @@ class _Card:
     def _release(self, engine: Engine) -> None:
         if id(engine) in self._groups:
             self._groups.remove(id(engine))
-            engine.close()
+            engine.close(job=not self._groups)
             for split in self._splits.pop(id(engine), ()):
                 self._release(split)
 

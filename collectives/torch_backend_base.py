@@ -186,7 +186,7 @@ class GroupBase(dist.ProcessGroup):
     def abort(self) -> None:
         """Leave the group at once: its calls that are under way end with an error, here and on the other ranks."""
         error = RemoteError(f"rank {self._engine.mesh.rank} has aborted group {self._name}")
-        self._engine.mesh.fail_group(self._engine.group, error)
+        self._engine.abort(error)
         self.shutdown()
 
     # Coalescing

@@ -31,6 +31,7 @@ Bytes = npt.NDArray[np.uint8]
 TEXT = 256  # bytes of a card's call in words
 _PAGE = 4096
 _LINE = 64
+_CLOSED_GROUP, _LEFT_JOB = 1, 2
 
 
 def possible() -> bool:
@@ -58,6 +59,8 @@ class Board:
         self._bell = whole[:4].view(np.uint32)
         self._asleep = whole[_LINE : _LINE + world_size]
         base = _LINE + _round(world_size, _LINE)
+        self._departed = whole[base : base + world_size]
+        base += _round(world_size, _LINE)
         stamps = [whole[base + i * words : base + i * words + 8 * world_size] for i in range(2)]
         self._own_stamps = [part.view(np.uint64)[rank : rank + 1] for part in stamps]
         self._stamps = [part.data for part in stamps]
@@ -153,6 +156,16 @@ class Board:
             self._asleep[self.rank] = 0
         return self.met(wanted)
 
+    def depart(self, *, job: bool) -> None:
+        """This card comes no more: it has closed the group, or left the job. Whoever waits for it will look."""
+        self._departed[self.rank] = _LEFT_JOB if job else _CLOSED_GROUP
+
+    def departed(self) -> dict[int, bool]:
+        """The cards that come no more → whether they have left the job."""
+        if self._departed.tobytes() == self._nobody:
+            return {}
+        return {int(r): bool(self._departed[r] == _LEFT_JOB) for r in np.flatnonzero(self._departed)}
+
     def absent(self) -> list[int]:
         """The cards that have not come to this meeting."""
         stamps = np.frombuffer(self._stamps[self.meetings & 1], np.uint64)
@@ -176,7 +189,7 @@ def nbytes(world_size: int, slot: int) -> int:
 
 def _head(world_size: int) -> int:
     words = _round(8 * world_size, _LINE)
-    return _round(_LINE + _round(world_size, _LINE) + 2 * words + TEXT * world_size, _PAGE)
+    return _round(_LINE + 2 * _round(world_size, _LINE) + 2 * words + TEXT * world_size, _PAGE)
 
 
 def _round(number: int, unit: int) -> int:

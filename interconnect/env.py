@@ -3,7 +3,8 @@
 Read by a card:
     SUPERPOD_DIR            the job's directory (0700): sockets, abort flag, news. Written by superpod-run.
     SUPERPOD_STORE          endpoint of the launcher's own key-value store. Written by superpod-run.
-    SUPERPOD_LINK           auto (default), zmq or shm: what carries the payload; shm: shared memory, on one host
+    SUPERPOD_LINK           auto (default), zmq or shm: what carries the payload; shm: shared memory, on one host; auto:
+                            shared memory where all cards are on one host that can have it, else ZeroMQ
     SUPERPOD_ZMQ_TRANSPORT  ipc (default) or tcp: how ZeroMQ connects cards of one host
     SUPERPOD_DEBUG          off (default) or info: say on stderr which algorithm was chosen and why
     SUPERPOD_TIMEOUT        longest wait of one call, 0.1 s or more (default 30m); torch groups bring their own
@@ -154,6 +155,13 @@ class Place:
             given = Place.read()
             return (self.rank, self.world_size) == (given.rank, given.world_size)
         return False
+
+
+def on_one_host(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether the launcher, or torchrun, says that all cards are on this host, or says nothing about it."""
+    env = os.environ if environ is None else environ
+    cards = _read(env, "WORLD_SIZE", _whole, 1)
+    return _read(env, "LOCAL_WORLD_SIZE", _whole, cards) >= cards
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from superpod.interconnect.errors import (
     RemoteError,
     SuperpodError,
 )
+from superpod.interconnect.peers import LEFT_JOB
 from superpod.interconnect.streams import Pending, Receive, Send
 from superpod.interconnect.wire import Header, Kind, encode
 
@@ -32,16 +33,25 @@ class Group:
     def __init__(self, ident: int, name: str, on_probe: ProbeHandler, life: int = 1) -> None:
         self.ident = ident
         self.life = life  # how often it was made, under one name: its peers count alike
-        self.left: set[int] = set()  # the peers that have closed it
+        self.left: dict[int, str] = {}  # the peers that have closed it → how, in words that continue "rank 3 ..."
         self.name = name
         self.on_probe = on_probe
         self.place: Callable[[int, int, str], str] = lambda tag, number, text: ""  # where the user's code made a call
         self.text: Callable[[int], str] = lambda number: ""  # what it was, "" if that has been forgotten
+        self.parting: Callable[[bool], None] = lambda job: None  # called when it is closed here, with the job or alone
         self.failure: SuperpodError | None = None
         self.told = False  # this card's caller knows of it
         self.due = inf  # when the suspicion counts [s]
         self.suspicion: SuperpodError | None = None
         self._weak = False
+        self._missed: int | None = None  # the peer whose loss is suspected
+
+    def leaves(self, peer: int, *, job: bool = False) -> None:
+        """`peer` has closed the group, or (job) all of them."""
+        how = LEFT_JOB if job else f"has closed group {self.name}"
+        known, self.left[peer] = self.left.get(peer), how
+        if known != how and self._missed == peer:  # a connection to it was refused, and here is why
+            self.suspicion, self.due, self._missed = None, inf, None
 
     def judge(self, rank: int, receive: Receive, header: Header) -> bytes:
         """A message is not the one that `rank` awaits: suspect a mismatch, and return the complaint to its sender.
@@ -66,15 +76,16 @@ class Group:
         words = Complaint(mine, self.place(tag, number, mine), theirs).packed()
         return encode(Header(Kind.PROBE, self.ident, tag, number, step, text=words))
 
-    def suspect(self, error: SuperpodError, *, weak: bool = False) -> None:
+    def suspect(self, error: SuperpodError, *, weak: bool = False, missed: int | None = None) -> None:
         """The group has failed, but somebody may give a better error soon. Only the first suspicion counts.
 
-        A weak one gives way to another one.
+        A weak one gives way to another one. `missed`: the peer whose loss is all that it says.
         """
         if self.suspicion is None:
             self.due, self.suspicion, self._weak = time.monotonic() + _BETTER_ERROR, error, weak
+            self._missed = missed
         elif self._weak and not weak:
-            self.suspicion, self._weak = error, False
+            self.suspicion, self._weak, self._missed = error, False, missed
 
     def confirmed(self) -> SuperpodError | None:
         """The suspicion, if nobody has given a better error in time."""
@@ -105,15 +116,21 @@ class Groups:
     def get(self, ident: int) -> Group | None:
         return self._open.get(ident)
 
-    def close(self, group: Group) -> bool:
-        """From now on the group's failure is that it was closed here. Whether it was open."""
+    def close(self, group: Group, *, job: bool = False) -> bool:
+        """From now on the group's failure is that it was closed here, as all are about to be (job). Was it open?"""
         if self._open.pop(group.ident, None) is None:
             return False
+        group.parting(job)
         _remember(self._ended, group.ident, group.life)
         group.failure = group.failure or LinkClosed(
             f"rank {self._rank} has closed group {group.name}; make a new communicator or process group"
         )
         return True
+
+    def part(self) -> None:
+        """Tell whoever is to hear it elsewhere than in a message that all are about to be closed."""
+        for group in self._open.values():
+            group.parting(True)
 
     def close_all(self, why: str) -> None:
         for group in self._open.values():

@@ -24,17 +24,20 @@ class Leaving(Trouble):
     _released = False  # somebody has seen to it that the link is released
     _marked: tuple[int, ...] = ()  # groups that a handler has closed, and whose streams are still there
 
-    def close_group(self, group: Group) -> None:
-        """Forget a group and all its streams. Who still waits in it, or uses it later, gets LinkClosed."""
+    def close_group(self, group: Group, *, job: bool = False) -> None:
+        """Forget a group and all its streams. Who still waits in it, or uses it later, gets LinkClosed.
+
+        `job`: the card is about to close the mesh.
+        """
         if self._held():
-            if self._groups.close(group):
+            if self._groups.close(group, job=job):
                 self._marked = (*self._marked, group.ident)
                 self.link.wake()
             return
         with self._turns.lock:
             self._progress()
             self._confess(group)
-            if self._groups.close(group):
+            if self._groups.close(group, job=job):
                 self._marked = (*self._marked, group.ident)
                 self._turns.rouse()
             marked, self._marked = self._marked, ()
@@ -59,6 +62,7 @@ class Leaving(Trouble):
                 self._progress()  # whoever has asked is answered
             for group in self._groups:
                 self._confess(group)
+            self._groups.part()
             self._close_locked()
             bye = encode(Header(Kind.BYE, 0, 0))
             for peer in self.link.peers():

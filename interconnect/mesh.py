@@ -232,10 +232,9 @@ class Mesh(Leaving):
             finally:
                 self._turns.hand_on()
 
-    def find(self, peer: int, group: Group | None, seconds: float, name: str = "", what: str = "") -> str:
-        """An address of `peer`: that of its mesh, or what it has published under `name`; waits for it.
+    def find(self, peer: int, group: Group | None, seconds: float, what: str = "") -> str:
+        """The address of `peer`'s mesh; waits for it. `what` is the call that needs it.
 
-        `what` is the call that needs it.
         Raises DeadlineExceeded after `seconds`, PeerLost when it has ended without one, and the group's failure.
         """
 
@@ -248,14 +247,36 @@ class Mesh(Leaving):
                 self._refuse_if_over(group)
 
         try:
-            return self._peers.find(peer, seconds, check, name)
+            check()  # a store that has been left would tell less
+            return self._peers.find(peer, seconds, check)
         except DeadlineExceeded as error:
             needed = f", but rank {self.rank} needs it in {what}" if what else ""
             raise self.with_report(DeadlineExceeded(f"{error}{needed}"), group, [peer]) from None
 
+    def find_named(self, name: str, group: Group, awaited: Receive, seconds: float) -> str:
+        """What the peer of `awaited` has published under `name`; waits for it, as if it came in that message.
+
+        Raises DeadlineExceeded after `seconds`, PeerLost when the peer has ended without it, and the group's failure.
+        """
+
+        def check() -> None:
+            self.look(group, [awaited], probe=True)
+
+        try:
+            return self._peers.find(awaited.peer, seconds, check, name)
+        except DeadlineExceeded:
+            raise self.too_late([awaited], seconds, awaited.text) from None
+
     def publish(self, name: str, address: str) -> None:
-        """Let the others `find` an address of this card's under `name`."""
+        """Let the others `find_named` an address of this card's under `name`."""
         self._peers.publish(self.rank, name, address)
+
+    def note_departure(self, group: Group, peer: int, *, job: bool) -> None:
+        """`peer` has closed the group, or left the job, and said so elsewhere than in a message."""
+        with self._lock:
+            if job and peer in self._peers.lost:  # else it what it sent before may still come
+                self._peers.left(peer)
+            group.leaves(peer, job=job)
 
     def look(self, group: Group, awaited: Sequence[Receive], *, probe: bool) -> None:
         """One look around, for a card that waits elsewhere than in the mesh. Raises the group's failure.
@@ -336,7 +357,7 @@ class Mesh(Leaving):
             if not header.group:
                 self._peers.left(peer)
             elif (left := self._groups.get(header.group)) is not None and left.life == header.sequence:
-                left.left.add(peer)
+                left.leaves(peer)
         elif (group := self._groups.get(header.group)) is None:
             if header.kind is Kind.FAIL:  # this card is late: it has not opened the group yet
                 self._groups.remember_failure(header.group, error_from(header.text))

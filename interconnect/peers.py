@@ -13,7 +13,8 @@ from superpod.interconnect.rendezvous import AddressBook
 
 log = logging.getLogger("superpod")
 
-_SLICE = 1.0  # seconds between two looks at failures
+_FIRST_SLICE, _SLICE = 0.125, 1.0  # seconds between two looks at failures: at first, and at the most
+LEFT_JOB = "left the job"  # as it continues "rank 3 ..."
 _LAST_LOOK = 0.1  # seconds for the address of a card that has ended
 _MOST_REFUSED = 100  # refused messages that are kept for whoever asks
 
@@ -47,7 +48,7 @@ class Peers:
         return [*(b.book for b in reversed(self._books) if rank in b.ranks), self._book]
 
     def find(self, peer: int, seconds: float, check: Callable[[], None], name: str = "") -> str:
-        """The peer's address, waiting at most `seconds` until it is published; calls `check` once a second.
+        """The peer's address, waiting at most `seconds` until it is published; calls `check` at least once a second.
 
         `name` is that of another address than the mesh's own.
         Raises DeadlineExceeded when the peer has not joined by then, PeerLost when it never will, and what `check`
@@ -55,28 +56,29 @@ class Peers:
         """
         book = self._books_of(peer)[0]
         book = book.beside(name) if name else book
-        end = time.monotonic() + seconds
+        end, pause = time.monotonic() + seconds, _FIRST_SLICE
         while True:
             rest = end - time.monotonic()
             gone = self.gone(peer)  # before the look: what it has published, it has published by now
             try:
-                return book.find(peer, min(max(rest, 0.001), _SLICE if gone is None else _LAST_LOOK))
+                return book.find(peer, min(max(rest, 0.001), pause if gone is None else _LAST_LOOK))
             except DeadlineExceeded as error:
                 if gone is not None:
                     how = self.lost.setdefault(peer, gone if name else f"{gone} before it joined")
                     raise PeerLost(f"rank {peer} {how}") from error
-                if rest <= _SLICE:
+                if rest <= pause:
                     raise DeadlineExceeded(
                         f"rank {peer} has not joined within {seconds:.1f} s: it was not started, or it is dead"
                     ) from error
             check()
+            pause = min(2 * pause, _SLICE)
 
     def broke(self, event: Broken) -> None:
         """The connection to a peer broke; if it said farewell before, it left."""
         self.lost.setdefault(event.peer, event.how)
 
     def left(self, peer: int) -> None:
-        self.lost[peer] = "left the job"
+        self.lost[peer] = LEFT_JOB
 
     def all_lost(self, ranks: Set[int]) -> str | None:
         """How `ranks` were lost, in words, if none of them is left."""

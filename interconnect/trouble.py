@@ -28,7 +28,7 @@ from superpod.interconnect.errors import (
 )
 from superpod.interconnect.group import Group, Groups, again, error_of, fail_frame, probe_frame
 from superpod.interconnect.link import Link
-from superpod.interconnect.peers import Peers
+from superpod.interconnect.peers import LEFT_JOB, Peers
 from superpod.interconnect.streams import ANYONE, Pending, Receive, Send, Streams
 from superpod.interconnect.turns import Turns
 from superpod.interconnect.wire import Header
@@ -237,7 +237,10 @@ class Trouble:
         """
         needed = f"but rank {self.rank} needs it in {pending.call()}"
         if self._peers.lost and (how := self._peers.all_lost(pending.awaited)) is not None:
-            group.suspect(PeerLost(f"{how}, {needed}"))
-        elif (left := pending.awaited & group.left) and pending.awaited <= group.left | self._peers.lost.keys():
+            missed = min(pending.awaited, default=None)
+            if missed is not None and group.left.get(missed) == LEFT_JOB:  # that it is gone now, says less
+                how = f"rank {missed} {LEFT_JOB}"
+            group.suspect(PeerLost(f"{how}, {needed}"), missed=missed)
+        elif (left := pending.awaited & group.left.keys()) and pending.awaited <= {*group.left, *self._peers.lost}:
             peer = min(left)
-            group.suspect(PeerLost(f"rank {peer} has closed group {group.name}, {needed}"), weak=True)
+            group.suspect(PeerLost(f"rank {peer} {group.left[peer]}, {needed}"), weak=True)

@@ -5,8 +5,8 @@
 
     assert run_ranks(3, total, 10) == [[33, 33, 33, 33]] * 3
 
-With link="zmq" the cards are processes, forked from this one: they have all that it has imported, so n = 8 take tens of
-milliseconds, and `fn` may be a lambda. With link="memory" they are threads of this process, and nothing is forked.
+The cards are processes, forked from this one: they have all that it has imported, so n = 8 take tens of milliseconds,
+and `fn` may be a lambda. With link="memory" they are threads of this process, and nothing is forked.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 
 from superpod.collectives.communicator import Communicator, connect, in_memory
 from superpod.interconnect.control import AbortSwitch, Failure
-from superpod.interconnect.env import LauncherSettings, Place, Settings, worker_environment
+from superpod.interconnect.env import LINKS, LauncherSettings, Place, Settings, worker_environment
 from superpod.interconnect.errors import DeadlineExceeded, InvalidValue, PeerLost, RemoteError, ranks_text
 from superpod.interconnect.rendezvous import StoreServer
 from superpod.launcher.directory import job_directory
@@ -46,14 +46,14 @@ def run_ranks(
     n: int,
     fn: Callable[..., Any],
     *args: Any,
-    link: str = "zmq",
+    link: str = "auto",
     timeout: float = 60,
     env: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """Call `fn(communicator, *args)` on n cards; returns what each returned, by rank.
 
     Args:
-        link: zmq (processes that meet over ZeroMQ) or memory (threads of this process).
+        link: auto (what superpod-run would take), shm or zmq for processes that meet so; memory (threads).
         timeout: seconds until all must have returned.
         env: more variables for the cards, such as SUPERPOD_SEGMENT.
     Raises:
@@ -64,9 +64,10 @@ def run_ranks(
     """
     if n < 1:
         raise InvalidValue(f"n={n} must be at least 1")
-    if link not in _RUNNERS:
-        raise InvalidValue(f"link={link!r} must be one of {', '.join(_RUNNERS)}")
-    results = _RUNNERS[link](n, lambda comm: fn(comm, *args), time.monotonic() + timeout, env or {})
+    if link not in (*LINKS, "memory"):
+        raise InvalidValue(f"link={link!r} must be one of {', '.join(LINKS)}, memory")
+    run, chosen = (_threads, {}) if link == "memory" else (_processes, {"SUPERPOD_LINK": link})
+    results = run(n, lambda comm: fn(comm, *args), time.monotonic() + timeout, {**chosen, **(env or {})})
     if failed := [result for result in results if result.error is not None]:
         raise min(failed, key=lambda result: (result.consequence, result.time)).error_with_note(n)
     if late := [result.rank for result in results if not result.returned]:
@@ -268,7 +269,3 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-
-
-_Runner = Callable[[int, Callable[[Communicator], Any], float, Mapping[str, str]], list[_Result]]
-_RUNNERS: dict[str, _Runner] = {"zmq": _processes, "memory": _threads}

@@ -194,7 +194,7 @@ def test_half_precision_is_added_up_in_single(algorithm: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("link", ["memory", "zmq"])
+@pytest.mark.parametrize("link", ["memory", "zmq", "shm"])
 def test_an_overflow_is_a_result_and_no_warning(link: str) -> None:
     def card(comm: Communicator) -> list[Any]:
         values = [np.full(9, 60_000, np.float16), np.full(9, 3e38, np.float32), np.full(9, 2**31 - 1, np.int32)]
@@ -222,7 +222,7 @@ def test_groups_number_their_ranks_in_the_order_given() -> None:
     assert results[3][2] == "<Communicator world.1: rank 0 of 3, link memory>"
 
 
-@pytest.mark.parametrize("link", ["memory", "zmq"])
+@pytest.mark.parametrize("link", ["memory", "zmq", "shm"])
 def test_groups_of_groups_and_overlapping_groups(link: str) -> None:
     def card(comm: Communicator) -> list[int]:
         halves = [comm.group([0, 1, 2]), comm.group([2, 3, 4])]
@@ -315,14 +315,14 @@ def test_the_world_of_one() -> None:
     with superpod.init() as comm:
         for collective in CHECKS:
             check(comm, collective, None, 5)
-        assert repr(comm) == "<Communicator world: rank 0 of 1, link zmq>"
+        assert repr(comm) == f"<Communicator world: rank 0 of 1, link {comm.link}>"
         assert comm.all_reduce(np.ones(2), async_op=True).wait(5).tolist() == [1, 1]
     with pytest.raises(LinkClosed, match="rank 0 has closed group world; make a new communicator"):
         comm.all_reduce(np.ones(2))
     comm.close()
 
 
-@pytest.mark.parametrize("link", ["memory", "zmq"])
+@pytest.mark.parametrize("link", ["memory", "zmq", "shm"])
 def test_nothing_works_after_close(link: str) -> None:
     def card(comm: Communicator) -> None:
         assert comm.all_reduce(np.array(1)) == 2
@@ -370,7 +370,7 @@ def test_a_forked_child_cannot_use_its_parents_communicator_and_ends_well() -> N
     assert run_ranks(2, card) == [2, 2]
 
 
-@pytest.mark.parametrize("link", ["memory", "zmq"])
+@pytest.mark.parametrize("link", ["memory", "zmq", "shm"])
 def test_no_array_is_kept_after_the_call(link: str) -> None:
     def card(comm: Communicator) -> list[bool]:
         def watched() -> tuple[Any, weakref.ref[Any]]:

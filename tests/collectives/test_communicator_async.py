@@ -24,7 +24,7 @@ from superpod.launcher.testing import run_ranks
 
 LONG = 30.0  # seconds that nothing here takes
 
-links = pytest.mark.parametrize("link", ["memory", "zmq"])
+links = pytest.mark.parametrize("link", ["memory", "zmq", "shm"])
 
 
 def cards(n: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
@@ -165,7 +165,7 @@ def test_several_threads_may_call() -> None:
             thread.join(LONG)
         return results
 
-    for link in ("memory", "zmq"):
+    for link in ("memory", "zmq", "shm"):
         assert run_ranks(3, card, link=link) == [[20 * (3 * i + 3) for i in range(4)]] * 3
 
 

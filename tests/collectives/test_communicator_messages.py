@@ -23,7 +23,7 @@ from superpod.launcher.testing import run_ranks
 
 LONG = 30.0  # seconds that nothing here takes
 
-links = pytest.mark.parametrize("link", ["memory", "zmq"])
+links = pytest.mark.parametrize("link", ["memory", "zmq", "shm"])
 
 
 def cards(n: int, fn: Callable[..., Any], *args: Any) -> list[Any]:

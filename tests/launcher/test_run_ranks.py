@@ -16,7 +16,7 @@ import superpod
 from superpod import run_ranks
 from superpod.interconnect.errors import DeadlineExceeded, InvalidValue, PeerLost, RemoteError
 
-LINKS = ["zmq", "memory"]
+LINKS = ["zmq", "shm", "memory"]
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,7 @@ def test_children_of_a_card_are_ended():
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"n": 0}, "n=0 must be at least 1"), ({"n": 1, "link": "x"}, "link='x' must be one of zmq, memory")],
+    [({"n": 0}, "n=0 must be at least 1"), ({"n": 1, "link": "x"}, "link='x' must be one of auto, zmq, shm, memory")],
 )
 def test_refused(kwargs, message):
     with pytest.raises(InvalidValue, match=message):
