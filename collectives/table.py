@@ -22,7 +22,9 @@ from superpod.interconnect.mesh import PROBE_AFTER, Mesh
 from superpod.interconnect.streams import Receive
 
 _PATIENCE = 0.001  # seconds of giving way before sleep
-_NAPS = (0.001, 0.25)  # seconds: the first sleep, and the longest
+_NAPS = (0.002, 0.25)  # seconds: the first sleep, and the longest
+_LOOKS = 1.0  # seconds between two looks at every card that is absent
+_ASKED = 4  # cards before it in the ring that a card asks where they are
 _MEMORY = 32 << 20  # bytes that a board may take
 _SLOT = 1 << 20  # bytes of one card at the most
 
@@ -91,7 +93,11 @@ class Table:
         wanted = self._board.come(self._tag, self._text)
         if not self._board.watch(wanted, self._patience):
             self._wanted = wanted
-            self._wait(wanted)
+            try:
+                self._wait(wanted)
+            except BaseException:
+                self._board.withdraw()
+                raise
             self._wanted = None
 
     def leave(self) -> None:
@@ -103,23 +109,29 @@ class Table:
         return [self._ranks[r] for r in self._board.absent()] if self._wanted is not None else []
 
     def _wait(self, wanted: bytes) -> None:
-        start = time.monotonic()
-        probe_at, nap = start + PROBE_AFTER, _NAPS[0]
-        while not self._board.sleep(wanted, nap):
+        start = now = time.monotonic()
+        probe_at, look_at, nap = start + PROBE_AFTER, start + _LOOKS, _NAPS[0]
+        while not self._board.sleep(wanted, min(nap, max(self._end - now, 0.001))):
             now = time.monotonic()
             for rank, job in self._board.departed().items():
                 self._mesh.note_departure(self._group, self._ranks[rank], job=job)
-            awaited = self._awaited()
-            if (odd := self._board.at_odds()) is not None and self._group.due == inf:
+            odd = self._board.at_odds() if self._group.due == inf else None
+            if odd is not None:
                 self._group.suspect(self._mismatch(*odd))  # the other one, asked now, knows where its call was made
-                awaited += self._asked([odd[0]])
-                probe_at = now
-            self._mesh.look(self._group, awaited, probe=now >= probe_at)
+                self._mesh.look(self._group, self._asked([odd[0]]), probe=True)
             if now >= probe_at:
                 probe_at = now + max(1.0, now - start)
+                self._mesh.look(self._group, self._asked(self._neighbours(self._board.absent())), probe=True)
+            if now >= look_at or self._mesh.glance(self._group):
+                look_at = now + _LOOKS
+                self._mesh.look(self._group, self._awaited(), probe=False)
             if now >= self._end:
-                raise self._mesh.too_late(awaited, self._limit, self._text)
-            nap = min(2 * nap, _NAPS[1], max(self._end - now, 0.001))
+                raise self._mesh.too_late(self._awaited(), self._limit, self._text)
+            nap = min(2 * nap, _NAPS[1])
+
+    def _neighbours(self, absent: Sequence[int]) -> list[int]:
+        """Those of the absent whom this card asks: others ask the others, or each would be connected to everybody."""
+        return [r for r in absent if 0 < (self.rank - r) % self.world_size <= _ASKED]
 
     def _awaited(self) -> list[Receive]:
         """What the absent are asked for, in the mesh's terms."""

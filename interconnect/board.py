@@ -127,6 +127,10 @@ class Board:
             futex.wake(self._address)
         return wanted
 
+    def withdraw(self) -> None:
+        """This card has given up: whoever comes after it waits in vain, and is not told that all have come."""
+        self._own_stamps[self.meetings & 1][0] = 0
+
     def met(self, wanted: bytes) -> bool:
         """Whether all have come."""
         return self._stamps[self.meetings & 1] == wanted

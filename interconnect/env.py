@@ -26,6 +26,9 @@ unchanged:
     TORCHELASTIC_RUN_ID                     the job's name
     TORCHELASTIC_RESTART_COUNT, TORCHELASTIC_MAX_RESTARTS   0: a job that failed is not restarted
     OMP_NUM_THREADS                         1 unless set: n cards share the processors of one host
+    RES_OPTIONS                             "timeout:1 attempts:5" unless set: who connects to torch's store asks the
+                                            name server who ::ffff:127.0.0.1 is; of so many questions at once some get
+                                            lost, and the resolver would ask again after 5 s only
 
 Read by superpod-run itself:
     PET_NPROC_PER_NODE      the number of cards when -n does not say it, as for torchrun
@@ -67,6 +70,7 @@ MOST_RECORDS = 1 << 20  # of 248 bytes each
 LEAST_TIMEOUT = 0.1  # seconds; cards that are started together join within less only by luck
 _OWN = ("DIR", "STORE", "LINK", "ZMQ_TRANSPORT", "DEBUG", "TIMEOUT", "SEGMENT", "WINDOW", "WATCHDOG", "RECORD")
 _PREFIX = "SUPERPOD_"
+_QUICK_NAMES = "timeout:1 attempts:5"  # for the C library's resolver: as patient in all, but it asks again sooner
 VARIABLES = tuple(_PREFIX + name for name in (*_OWN, *(collective.upper() for collective in COLLECTIVES)))
 """Every variable that is superpod's own."""
 CARD_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
@@ -239,7 +243,7 @@ def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
 
 def zygote_environment(card: Mapping[str, str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The whole environment of the process that cards are forked from: `card`'s, but for what differs between cards."""
-    env = {**(os.environ if environ is None else environ), **card}
+    env = {"RES_OPTIONS": _QUICK_NAMES, **(os.environ if environ is None else environ), **card}
     return {name: value for name, value in env.items() if name not in CARD_VARIABLES}
 
 

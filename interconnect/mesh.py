@@ -278,6 +278,15 @@ class Mesh(Leaving):
                 self._peers.left(peer)
             group.leaves(peer, job=job)
 
+    def glance(self, group: Group) -> bool:
+        """Take in what has arrived, for a card that waits elsewhere than in the mesh: whether it had better `look`."""
+        if self._held():
+            raise self._reentered()
+        with self._lock:
+            self._progress()
+            self._look_at_abort_flag()
+            return self.closed or self._in_doubt(group)
+
     def look(self, group: Group, awaited: Sequence[Receive], *, probe: bool) -> None:
         """One look around, for a card that waits elsewhere than in the mesh. Raises the group's failure.
 

@@ -176,6 +176,7 @@ class Zygote:
         """The first card knocks at torch's store: have a process of its own host it, for a store has threads."""
         self._poll.unregister(self._listener)
         if self._fork(_STORE, "superpod-store"):
+            os.environ["RES_OPTIONS"] = "timeout:1 attempts:1"  # it asks for clients' names, and all wait meanwhile
             from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not declared so
 
             host, port = self._listener.getsockname()
