@@ -25,8 +25,8 @@ _PATIENCE = 0.001  # seconds of giving way before sleep
 _NAPS = (0.002, 0.25)  # seconds: the first sleep, and the longest
 _LOOKS = 1.0  # seconds between two looks at every card that is absent
 _ASKED = 4  # cards before it in the ring that a card asks where they are
-_MEMORY = 32 << 20  # bytes that a board may take
-_SLOT = 1 << 20  # bytes of one card at the most
+_MEMORY = 256 << 20  # bytes that a board may take; what no array has needed takes none
+_SLOT = 2 << 20  # bytes of one card at the most; half of it costs 64 cards half as much time again at 16 MiB
 
 
 def slot_bytes(world_size: int) -> int:
