@@ -6,11 +6,55 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from superpod.collectives.recorder import DONE
+from superpod.collectives.schedule import Schedule
 from superpod.interconnect.control import send_news
 from superpod.interconnect.forked import call_in_child
+from superpod.interconnect.streams import Pending
+
+
+class CountedCall(Protocol):
+    """A collective that was called, as the engine has it."""
+
+    @property
+    def collective(self) -> str:
+        """Its name."""
+
+    @property
+    def nbytes(self) -> int:
+        """S, the same on all ranks [B]."""
+
+    @property
+    def own_nbytes(self) -> int:
+        """What stands for it on this rank where ranks need not agree on it."""
+
+    @property
+    def root(self) -> int:
+        """Group rank of the root, else 0."""
+
+
+class CallClock(Protocol):
+    """Counts the calls of a group for the modelled clock (clock.py), which is loaded only where there is one.
+
+    Attributes:
+        hosts: group rank → number of its host, in jobs of several hosts.
+    """
+
+    hosts: tuple[int, ...]
+
+    def place(self) -> int:
+        """Of a call that is now issued: its place in the order."""
+
+    def schedule(self, collective: str, algorithm: str, world_size: int, root: int) -> Schedule:
+        """What `algorithm` runs by on the machine that the clock goes by."""
+
+    def count(self, call: CountedCall, algorithm: str, place: int) -> None:
+        """A collective has ended."""
+
+    def message(self, pending: Pending, nbytes: int, then: Callable[[int], None]) -> Callable[[int], None]:
+        """A send or recv is posted: call what is returned with its states, which are passed on to `then`."""
 
 
 class Statistics:
@@ -35,6 +79,11 @@ class Statistics:
             first, self._told_first = not self._told_first, True
         if first:
             send_news(self._directory, self._rank, "first_collective")
+
+    def to_other_hosts(self, nbytes: int) -> None:
+        """All the payload that this card has sent to cards of other hosts [B]; said once, at the end."""
+        with self._lock:
+            self._add("to other hosts", "all", nbytes, 0.0)
 
     def message(self, operation: str, nbytes: int, started: float) -> Callable[[int], None]:
         """A send or recv was started at `started` (time.perf_counter()): call what is returned with its states.

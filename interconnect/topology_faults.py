@@ -40,6 +40,20 @@ class Faults:
         names = ("cut", "slow", "straggler", "dead")
         return ", ".join(f"{name} {text}" for name in names for text in getattr(self, name)) or "none"
 
+    @staticmethod
+    def parse(text: str) -> Faults:
+        """The reverse of str(): "straggler 7:2, cut 0-1". Raises InvalidValue; what each is about, `lay` checks."""
+        found: dict[str, list[str]] = {"cut": [], "slow": [], "straggler": [], "dead": []}
+        for part in (part.strip() for part in text.split(",") if part.strip() not in ("", "none")):
+            kind, _, what = part.partition(" ")
+            if kind not in found or not what.strip():
+                raise InvalidValue(
+                    f"fault {part!r} must be one of {', '.join(found)} and what it is about, such as "
+                    "'straggler 7:2' or 'cut 0-1'"
+                )
+            found[kind].append(what.strip())
+        return Faults(**{kind: tuple(texts) for kind, texts in found.items()})
+
     def slowdown(self) -> float:
         """How many times longer the slowest card takes for its own work."""
         return max([1.0, *(_factor("straggler", text, least=1.0)[1] for text in self.straggler)])

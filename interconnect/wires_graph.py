@@ -78,7 +78,9 @@ class GraphWires:
             self._search(card, into)
         lost = np.argwhere(self._next[: self.ncards] < 0)
         for a, b in lost[lost[:, 0] != lost[:, 1]][:1].tolist():
-            raise InvalidValue(f"card {a} has no way to card {b}; add a link to one of them, or cut less")
+            raise InvalidValue(
+                f"{self.topology.name}: card {a} has no way to card {b}; add a link to one of them, or cut less"
+            )
 
     def _search(self, card: int, into: list[list[tuple[int, int]]]) -> None:
         front, seen = [card], {card}

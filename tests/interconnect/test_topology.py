@@ -7,6 +7,7 @@ import pytest
 from superpod.interconnect import topology_file
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.topology import Level, Protocol, Topology
+from superpod.interconnect.topology_faults import Faults
 from superpod.interconnect.topology_write import to_toml
 from superpod.interconnect.units import parse_rate, rate_text
 
@@ -196,3 +197,13 @@ class TestValues:
     def test_routing_has_names(self) -> None:
         with pytest.raises(InvalidValue, match=r"routing='fast' must be one of detour, shortest, all_paths"):
             Topology("x", levels=(Level("a", "ring", 4, 1e9),), routing="fast")
+
+
+def test_faults_are_read_as_they_are_written() -> None:
+    faults = Faults(cut=("0-1",), straggler=("7:2", "3:1.5"), dead=("9",))
+    assert Faults.parse(str(faults)) == faults
+    assert Faults.parse(" straggler 7:2,cut 0-1 ,") == Faults(cut=("0-1",), straggler=("7:2",))
+    assert Faults.parse(str(Faults())) == Faults.parse("") == Faults()
+    for text in ("broken 3", "cut", "cut0-1"):
+        with pytest.raises(InvalidValue, match=f"fault '{text}' must be one of cut, slow, straggler, dead and what"):
+            Faults.parse(text)
