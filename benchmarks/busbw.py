@@ -15,6 +15,8 @@ _SHARE = {
     "broadcast": (1, False),
     "reduce": (1, False),
     "sendrecv": (1, False),
+    "latency": (1, False),
+    "bandwidth": (1, False),
     "barrier": (0, False),
 }
 
@@ -38,13 +40,41 @@ def busbw(collective: str, *, nbytes: int, seconds: float, world_size: int) -> f
     Source: S/t * 2(n-1)/n for all_reduce, S/t * (n-1)/n where blocks are exchanged, S/t otherwise;
         NVIDIA/nccl-tests, doc/PERFORMANCE.md.
     """
-    if collective not in _SHARE:
-        raise InvalidValue(f"no bus bandwidth for collective={collective!r}; there is one for {', '.join(_SHARE)}")
+    factor, others_only = _SHARE[_known(collective)]
     if world_size == 1:
         return 0.0
-    factor, others_only = _SHARE[collective]
     share = factor * (world_size - 1) / world_size if others_only else factor
     return algbw(nbytes=nbytes, seconds=seconds) * share
+
+
+def least_bytes(collective: str, *, nbytes: int, world_size: int) -> int:
+    """Bytes that memory must carry at least, on one host: every array is read once, every result written once.
+
+    `nbytes`, S, as for `busbw`. What all cards hold before the call is read, what they hold after it is written.
+    Raises InvalidValue for an unknown collective.
+    """
+    n = world_size
+    reads, writes = {
+        "all_reduce": (n, n),
+        "all_gather": (1, n),
+        "reduce_scatter": (n, 1),
+        "all_to_all": (n, n),
+        "gather": (1, 1),
+        "scatter": (1, 1),
+        "broadcast": (1, n - 1),
+        "reduce": (n, 1),
+        "sendrecv": (n, n),
+        "latency": (1, 1),
+        "bandwidth": (1, 1),
+        "barrier": (0, 0),
+    }[_known(collective)]
+    return (reads + writes) * nbytes
+
+
+def _known(collective: str) -> str:
+    if collective not in _SHARE:
+        raise InvalidValue(f"no bus bandwidth for collective={collective!r}; there is one for {', '.join(_SHARE)}")
+    return collective
 
 
 def _positive(seconds: float) -> float:

@@ -6,14 +6,17 @@ To measure another collective, write its class here; nothing else changes, save 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from superpod.benchmarks import data
 from superpod.benchmarks.data import Contribution, Pattern, Repeating
-from superpod.collectives.communicator import Communicator
+
+if TYPE_CHECKING:  # peers bring these cases their data too, in environments that have numpy and no more
+    from superpod.collectives.communicator import Communicator
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Setup:
         return data.message(rank, self.dtype)
 
 
-class Case:
+class Case(ABC):
     """A collective on this rank: buffers, data, the call and the check.
 
     `given` and `wanted` are the patterns of the send and the receive buffer, in equal parts; no pattern, no buffer.
@@ -58,6 +61,7 @@ class Case:
     out_of_place: ClassVar[bool] = True
     chooses: ClassVar[bool] = True  # there are algorithms to choose from
     in_place: ClassVar[bool] = True  # the smaller buffer is this rank's block of the larger, or both are one
+    messages: ClassVar[int] = 1  # that follow one another in a call; what is stated is the time of one
 
     def __init__(self, setup: Setup, *, in_place: bool) -> None:
         self.setup = setup
@@ -91,9 +95,9 @@ class Case:
         touched = 0 if self.is_in_place else data.count_wrong(self.send, self.given)
         return data.count_wrong(self.recv, self.wanted) + touched
 
+    @abstractmethod
     def run(self, comm: Communicator, **how: Any) -> None:
         """The call that is measured; `how` may name the algorithm."""
-        raise NotImplementedError
 
 
 class AllReduce(Case):

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from superpod.benchmarks import job, plan, plots, suite, torch_peers
-from superpod.benchmarks.cases import CASES
-from superpod.benchmarks.options import add_shared, checked
+from superpod.benchmarks import compare, ddp, job, launch, peers, plan, plots, suite, turns
+from superpod.benchmarks.options import add_peers, add_shared, checked
 from superpod.benchmarks.plan import Plan
+from superpod.benchmarks.point_to_point import EVERY, POINT_TO_POINT
+from superpod.benchmarks.results import Output
 from superpod.collectives.select import Selector
 from superpod.interconnect.env import Settings
 from superpod.interconnect.errors import InvalidValue
@@ -24,8 +25,11 @@ Measure collectives on cards of this machine, with nccl-tests' options and colum
   superpod-bench all_reduce -n 8 -b 8 -e 64M -f 2
   superpod-bench all -n 2,8 -e 1M -J results.json
   superpod-bench all_reduce -n 8 --algorithm all      each algorithm by itself
-  superpod-bench torch -n 2,8,64 --peers gloo         through torch, against another backend
-  superpod-bench plot results.json -o picture.svg     time over size, from a file of -J
+  superpod-bench all -n 2,8,64 --peers gloo,openmpi,mpich    in turn with other programs, in one run
+  superpod-bench latency --peers openmpi              between two cards; likewise bandwidth
+  superpod-bench launch | ddp                         starting a job; training steps
+  superpod-bench plot results.json -o picture.svg     pictures of a file of -J
+  superpod-bench compare old.json new.json            fails when something became slower
 
 Exit code: 0, 1 when a result is wrong or a card fails, 2 for arguments that break a rule."""
 
@@ -38,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["plot"]:
             return plots.main(arguments[1:])
+        if arguments[:1] == ["compare"]:
+            return compare.main(arguments[1:])
         Selector(Settings.read().overrides)  # all cards of all jobs would complain of the same wrong variable
-        if arguments[:1] == ["torch"]:
-            return torch_peers.main(arguments[1:], command)
-        args = _parser().parse_args(arguments)
-        return suite.run(_plan(args), plan.worlds(args.cards), link=args.link, path=args.json, command=command)
+        if arguments[:1] in (["launch"], ["ddp"]):
+            subcommand = launch.main if arguments[0] == "launch" else ddp.main
+            return subcommand(arguments[1:], command)
+        return _collectives(_parser().parse_args(arguments), command)
     except InvalidValue as error:
         print(f"superpod-bench: error: {error}", file=sys.stderr)
         return 2
@@ -60,6 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _collectives(args: argparse.Namespace, command: list[str]) -> int:
+    """Collectives and messages: superpod by itself, or in turn with others."""
+    between_two = [name for name in args.collective.split(",") if name in POINT_TO_POINT]
+    todo, worlds = _plan(args), plan.worlds(args.cards or ("2" if between_two else "8"))
+    output = Output(args.json, args.csv, command)
+    if not args.peers and not between_two:
+        return suite.run(todo, worlds, link=args.link, output=output)
+    if args.average != 3:
+        raise InvalidValue(f"-a {args.average} is for superpod by itself: beside others the slowest rank's time counts")
+    return turns.run(todo, worlds, peers.field(args.peers, args.peers_from, args.link), args.turns, output)
+
+
 def _write_no_more() -> None:
     """Whatever stdout still holds goes nowhere, or the interpreter's last flush complains."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,8 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     size: dict[str, Any] = {"type": checked(parse_size), "metavar": "SIZE"}
-    add("collective", metavar="COLLECTIVE", help=f"one of {', '.join(CASES)}; a list with commas; or all")
+    add("collective", metavar="COLLECTIVE", help=f"one of {', '.join(EVERY)}; a list with commas; or all")
     add_shared(parser)
+    parser.set_defaults(cards="")  # which default there is depends on the collective
+    add_peers(parser)
     add("-b", "--minbytes", default=8, **size, help="first size, such as 8 or 1M (default 8)")
     add("-e", "--maxbytes", default=64 << 20, **size, help="last size (default 64M)")
     add("-f", "--stepfactor", type=int, metavar="K", help="each size is K times the one before (default 2)")

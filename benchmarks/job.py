@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 
 from superpod.interconnect.env import child_environment
 
-_SUPERPOD_RUN = "import sys; from superpod.launcher.cli import main; sys.exit(main())"
+LAUNCHER = "import sys; from superpod.launcher.cli import main; sys.exit(main())"
 _GRACE = 15.0  # seconds that superpod-run gets to end its cards
 
 
@@ -53,7 +53,7 @@ def run(
     cards have ended when this ends, also when the caller stops early. Raises JobFailed when a card failed.
     """
     reading, writing = os.pipe()
-    command = [sys.executable, "-c", _SUPERPOD_RUN, "-n", str(world_size), "--no-preload"]
+    command = [sys.executable, "-c", LAUNCHER, "-n", str(world_size), "--no-preload"]
     command += [f"--preload={shared}" for shared in preload]
     command += ["-m", module, plan, f"/proc/{os.getpid()}/fd/{writing}"]
     try:
@@ -64,7 +64,7 @@ def run(
             for line in _lines(reading, process):
                 yield json.loads(line)
         finally:
-            _end(process)
+            end(process)
     finally:
         os.close(reading)
         os.close(writing)
@@ -88,7 +88,7 @@ def _lines(reading: int, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
         os.close(ended)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """Wait for a job that ends by itself; end it if it was left early."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         if process.poll() is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from superpod.benchmarks.peers import HOME, PEERS
 from superpod.interconnect.env import LINKS
 from superpod.interconnect.errors import InvalidValue
 
@@ -26,8 +27,17 @@ def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """-n, --link and -J."""
+    """-n, --link, -J and --csv."""
     add = parser.add_argument
     add("-n", "--cards", default="8", metavar="N", help="number of cards, or a list such as 2,8,64 (default 8)")
     add("--link", choices=LINKS, default="auto", help="what carries the payload (default auto)")
-    add("-J", "--json", type=Path, metavar="FILE", help="write the results there too")
+    add("-J", "--json", type=Path, metavar="FILE", help="write the results there too, as JSON")
+    add("--csv", type=Path, metavar="FILE", help="and there as CSV")
+
+
+def add_peers(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """--peers, --peers-from and --turns."""
+    add = parser.add_argument
+    add("--peers", default=default, metavar="LIST", help=f"compare with these, of {', '.join(PEERS)}, or all")
+    add("--peers-from", type=Path, default=HOME, metavar="DIR", help="where their MPIs are (default: make bench-peers)")
+    add("--turns", type=int, default=5, metavar="K", help="turns that each program gets at each size (default 5)")

@@ -11,6 +11,7 @@ import numpy as np
 
 from superpod.benchmarks.cases import CASES, Case
 from superpod.benchmarks.data import DTYPES, contribution
+from superpod.benchmarks.point_to_point import EVERY, POINT_TO_POINT
 from superpod.collectives import algorithms
 from superpod.collectives.operations import OPERATIONS, operation
 from superpod.interconnect.errors import InvalidValue
@@ -33,7 +34,7 @@ class Series:
 
     @property
     def case(self) -> type[Case]:
-        return CASES[self.collective]
+        return EVERY[self.collective]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,11 @@ def worlds(text: str) -> tuple[int, ...]:
 
 
 def collectives(text: str) -> tuple[str, ...]:
-    """The collectives in "all_reduce,broadcast" or "all". Raises InvalidValue listing the right names."""
-    return choose("collective", text, tuple(CASES))
+    """The collectives in "all_reduce,broadcast" or "all". Raises InvalidValue listing the right names.
+
+    "all" leaves out what goes on between two ranks only.
+    """
+    return tuple(CASES) if text == "all" else choose("collective", text, tuple(EVERY))
 
 
 def series(names: tuple[str, ...], *, algorithm: str, dtype: str, op: str) -> tuple[Series, ...]:
@@ -126,13 +130,13 @@ def series(names: tuple[str, ...], *, algorithm: str, dtype: str, op: str) -> tu
     found = []
     for name in names:
         for chosen in _algorithms(name, algorithm):
-            pairs = _pairs(dtypes, ops, strict="all" not in (dtype, op)) if CASES[name].reduces else _plain(dtypes)
+            pairs = _pairs(dtypes, ops, strict="all" not in (dtype, op)) if EVERY[name].reduces else _plain(dtypes)
             found += [Series(name, chosen, *pair) for pair in (pairs if name != "barrier" else [("uint8", "none")])]
     return tuple(found)
 
 
 def _algorithms(collective: str, text: str) -> tuple[str, ...]:
-    if not CASES[collective].chooses:
+    if not EVERY[collective].chooses:
         if text not in (AUTO, "all"):
             raise InvalidValue(f"--algorithm {text} means nothing for {collective}, which has none; leave it out")
         return (AUTO,)
@@ -175,8 +179,8 @@ def check_world(plan: Plan, world_size: int, free_memory: int) -> None:
     for one in plan.series:
         if one.case.reduces:
             contribution(0, op=one.op, dtype=np.dtype(one.dtype), world_size=world_size)
-        elif one.collective == "sendrecv" and world_size == 1:
-            raise InvalidValue("sendrecv needs at least 2 cards: -n 1 leaves nobody to send to")
+        elif one.collective in ("sendrecv", *POINT_TO_POINT) and world_size == 1:
+            raise InvalidValue(f"{one.collective} needs at least 2 cards: -n 1 leaves nobody to send to")
         if not plan.counts(one, world_size):
             least = np.dtype(one.dtype).itemsize * (world_size if one.case.blocks else 1)
             raise InvalidValue(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from superpod.interconnect.errors import InvalidValue
+
+Row = dict[str, Any]
 
 _PACKAGES = ("superpod", "numpy", "pyzmq", "msgpack", "torch")
 
@@ -45,14 +49,10 @@ class ResultFile:
     """The file of -J: complete JSON at any time, so that an interrupted run keeps what it has measured."""
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        """Raises InvalidValue when nothing can be written there: before minutes of measuring, not after."""
+        """Raises InvalidValue when nothing can be written there."""
         self._path, self._header = path, header
-        try:
-            self.write([])
-        except OSError as error:
-            raise InvalidValue(
-                f"-J {path} cannot be written ({error.strerror}); name a file in a folder that exists"
-            ) from error
+        _check_writable("-J", path)
+        self.write([])
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Replace the file's content: all rows so far, one in a line."""
@@ -60,6 +60,59 @@ class ResultFile:
         lines = ",\n".join(json.dumps(row) for row in rows)
         draft.write_text(f'{{"header": {json.dumps(self._header, indent=1)},\n"rows": [\n{lines}\n]}}\n')
         draft.replace(self._path)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where rows go beside the terminal: the files of -J and --csv, and the command line for the former's header."""
+
+    json: Path | None
+    csv: Path | None
+    command: list[str]
+
+    def check(self) -> None:
+        """Raises InvalidValue when a file cannot be written: before minutes of measuring, not after."""
+        for option, path in (("-J", self.json), ("--csv", self.csv)):
+            if path is not None:
+                _check_writable(option, path)
+
+    def write(self, header: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Replace what the files hold: all rows so far."""
+        if self.json is not None:
+            ResultFile(self.json, header).write(rows)
+        if self.csv is not None:
+            _write_csv(self.csv, rows)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a result file. Raises InvalidValue."""
+    try:
+        rows: list[Row] = json.loads(path.read_text())["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidValue(
+            f"{path} is no result file ({error}); write one with superpod-bench ... -J {path}"
+        ) from error
+    if not rows:
+        raise InvalidValue(f"{path} has no rows: its run was ended before the first result")
+    return rows
+
+
+def _check_writable(option: str, path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise InvalidValue(
+            f"{option} {path} cannot be written ({error.strerror}); name a file in a folder that exists"
+        ) from error
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows as CSV: one column a field, in the order of the first row that has it; nested ones are left out."""
+    flat = [{name: value for name, value in row.items() if not isinstance(value, dict)} for row in rows]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in flat for name in row)))
+        writer.writeheader()
+        writer.writerows(flat)
 
 
 def _cpu() -> str:

@@ -4,39 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from superpod.benchmarks import job, plan, results, table
 from superpod.benchmarks.plan import AVERAGES, Plan
+from superpod.benchmarks.results import Output
 from superpod.interconnect.units import seconds_text, size_text
 
 _PLACES = ("out_of_place", "in_place")
 
 
-def run(todo: Plan, worlds: tuple[int, ...], *, link: str, path: Path | None, command: list[str]) -> int:
+def run(todo: Plan, worlds: tuple[int, ...], *, link: str, output: Output) -> int:
     """Measure, print, write; returns the exit code: 1 if a result was wrong.
 
     Args:
         link: SUPERPOD_LINK for the cards.
-        path: where the JSON goes, replaced after each number of cards.
-        command: the command line, for the JSON's header.
+        output: the files, replaced after each number of cards.
     Raises:
         InvalidValue: before anything starts, when one of `worlds` cannot carry the plan out.
         JobFailed: a card failed; what was measured until then has been printed and written.
     """
     for world_size in worlds:
         plan.check_world(todo, world_size, results.memory("MemAvailable"))
-    header = results.describe(command)
-    file = results.ResultFile(path, header) if path else None
+    output.check()
+    header = results.describe(output.command)
     rows: list[dict[str, Any]] = []
     for world_size in worlds:
         try:
             for row in _measured(todo, world_size, link, header):
                 rows.append(row)
         finally:
-            if file:
-                file.write(rows)
+            output.write(header, rows)
     return 1 if any(row[place]["wrong"] for row in rows for place in _PLACES if row[place]) else 0
 
 

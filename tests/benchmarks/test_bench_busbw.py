@@ -2,8 +2,8 @@
 
 import pytest
 
-from superpod.benchmarks.busbw import algbw, busbw
-from superpod.benchmarks.cases import CASES
+from superpod.benchmarks.busbw import algbw, busbw, least_bytes
+from superpod.benchmarks.point_to_point import EVERY
 from superpod.interconnect.errors import InvalidValue
 
 
@@ -31,8 +31,17 @@ def test_two_cards_have_busbw_equal_to_algbw():
 
 
 def test_every_measured_collective_has_a_factor():
-    for collective in CASES:
+    for collective in EVERY:
         assert busbw(collective, nbytes=8, seconds=1, world_size=4) >= 0
+        assert least_bytes(collective, nbytes=8, world_size=4) >= 0
+
+
+@pytest.mark.parametrize(
+    ("collective", "arrays"),
+    [("all_reduce", 8), ("all_gather", 5), ("reduce_scatter", 5), ("broadcast", 4), ("gather", 2), ("barrier", 0)],
+)
+def test_every_array_is_read_once_and_every_result_written_once(collective, arrays):
+    assert least_bytes(collective, nbytes=1000, world_size=4) == arrays * 1000
 
 
 def test_nothing_moves_in_a_world_of_one():

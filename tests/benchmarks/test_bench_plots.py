@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from superpod.benchmarks import cli, plots
+from superpod.benchmarks import cli, plots, results
 from superpod.interconnect.errors import InvalidValue
 
 
@@ -24,14 +24,58 @@ def test_a_panel_for_each_number_of_cards_and_a_line_for_each_backend() -> None:
         for nbytes in (1024, 8)
     ]
     panels = plots.lines(rows)
-    assert list(panels) == [2, 8]
-    assert panels[8] == {"superpod": [(8, 2.0), (1024, 2.0)], "gloo": [(8, 5.0), (1024, 5.0)]}
+    assert sorted(panels) == [("all_reduce", 2), ("all_reduce", 8)]
+    assert panels["all_reduce", 8] == {"superpod": [(8, 2.0), (1024, 2.0)], "gloo": [(8, 5.0), (1024, 5.0)]}
 
 
 def test_lines_are_named_by_what_differs() -> None:
     rows = [row(requested_algorithm=name) for name in ("ring", "tree")]
-    assert set(plots.lines(rows)[2]) == {"ring", "tree"}
-    assert set(plots.lines([row()])[2]) == {"all_reduce"}
+    assert set(plots.lines(rows)["all_reduce", 2]) == {"ring", "tree"}
+    assert set(plots.lines([row()])["all_reduce", 2]) == {"all_reduce"}
+
+
+RACE = [  # of one collective on 2 cards and another on 4
+    row(
+        backend=backend,
+        through="numpy",
+        busbw_gbps=1.0,
+        memory_share=0.5,
+        collective=collective,
+        world_size=cards,
+        nbytes=nbytes,
+    )
+    | ({"best_peer_ratio": ratio} if backend == "superpod" else {})
+    for backend in ("superpod", "mpich")
+    for collective, cards, nbytes, ratio in (
+        ("all_reduce", 2, 8, 0.5),
+        ("all_reduce", 2, 64, 4.0),
+        ("gather", 4, 8, 1.0),
+    )
+]
+
+
+def test_ratios_are_those_of_superpod_called_in_one_way() -> None:
+    assert plots.ratios(RACE, "numpy") == {
+        2: {("all_reduce", 8): 0.5, ("all_reduce", 64): 4.0},
+        4: {("gather", 8): 1.0},
+    }
+    assert plots.ratios(RACE, "torch") == {}
+
+
+@pytest.mark.parametrize("kind", ["time", "busbw", "memory", "ratio"])
+def test_every_kind_of_picture_of_several_files(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    files = [tmp_path / f"{i}.json" for i in range(2)]
+    for i, file in enumerate(files):
+        file.write_text(json.dumps({"header": {}, "rows": RACE[i::2]}))
+    picture = tmp_path / "p.svg"
+    assert cli.main(["plot", *map(str, files), "-o", str(picture), "--kind", kind, "--title", "X"]) == 0
+    assert len(picture.read_bytes()) > 5000
+
+
+def test_no_ratios_without_peers(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValue, match=r"no row has a peer's ratio to superpod through torch; run .* with --peers"):
+        plots.draw_ratios(RACE, tmp_path / "p.svg", "", "torch")
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png"])
@@ -57,7 +101,7 @@ def test_a_file_without_results(tmp_path: Path, text: str, why: str) -> None:
     source = tmp_path / "r.json"
     source.write_text(text)
     with pytest.raises(InvalidValue, match=why):
-        plots.read(source)
+        results.read(source)
     assert cli.main(["plot", str(source), "-o", "x.svg"]) == 2
 
 

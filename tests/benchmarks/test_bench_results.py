@@ -51,6 +51,19 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path):
         results.ResultFile(tmp_path / "missing" / "r.json", {})
 
 
+def test_csv_has_a_column_for_every_plain_field(tmp_path):
+    output = results.Output(tmp_path / "r.json", tmp_path / "r.csv", [])
+    output.check()
+    output.write({}, [{"a": 1, "in_place": {"x": 1}}, {"a": 2, "b": "y"}])
+    assert (tmp_path / "r.csv").read_text().splitlines() == ["a,b", "1,", "2,y"]
+    assert results.read(tmp_path / "r.json")[1] == {"a": 2, "b": "y"}
+
+
+def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(tmp_path):
+    with pytest.raises(InvalidValue, match=r"--csv .*/missing/r.csv cannot be written \(No such file or directory\)"):
+        results.Output(None, tmp_path / "missing" / "r.csv", []).check()
+
+
 def test_describing_the_machine_imports_no_torch():
     code = "import sys; from superpod.benchmarks import results; results.describe([]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Every figure that README and benchmarks/results show: `make bench`. The machine should have nothing else to do.
+set -eu
+cd "$(dirname "$0")/.."
+results=benchmarks/results
+blocks=all_gather,reduce_scatter,all_to_all,gather,scatter
+peers="--peers gloo,openmpi,mpich"
+
+superpod-bench all_reduce -n 2,8 -b 8 -e 64M -f 8 $peers -J $results/all-reduce.json
+superpod-bench all_reduce -n 64 -b 8 -e 16M -f 8 $peers --turns 3 -J $results/all-reduce-64.json
+# 4 KiB and 1 MiB: of the array that every rank has, or, where blocks are exchanged, of one rank's block
+superpod-bench broadcast,reduce,barrier -n 8,64 -b 4K -e 1M -f 256 $peers --turns 3 -J $results/rooted.json
+superpod-bench $blocks -n 8 -b 32K -e 8M -f 256 $peers --turns 3 -J $results/blocks-8.json
+superpod-bench $blocks -n 64 -b 256K -e 64M -f 256 $peers --turns 3 -J $results/blocks-64.json
+superpod-bench latency -b 8 -e 4M -f 8 $peers -J $results/latency.json
+superpod-bench bandwidth -b 8 -e 4M -f 8 $peers -J $results/bandwidth.json
+superpod-bench launch -n 8,64,256 $peers -J $results/launch.json
+superpod-bench ddp -n 2,8,64 -J $results/ddp.json
+
+superpod-bench plot $results/all-reduce*.json -o docs/all-reduce-time.svg
+superpod-bench plot $results/all-reduce*.json --kind busbw -o docs/all-reduce-busbw.svg
+superpod-bench plot $results/all-reduce*.json --kind memory -o docs/all-reduce-memory.svg
+superpod-bench plot $results/all-reduce*.json $results/rooted.json $results/blocks-*.json --kind ratio -o docs/ratios.svg

@@ -1,0 +1,101 @@
+"""One rank of a program that is compared with others: it waits for its turn, plays it, and says how long it took.
+
+All programs take part at once, each in processes of its own, and all but one of them sleep in `recv` on a socket: so a
+turn has the machine to itself. A program needs numpy here and what it is made of, no more.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from superpod.benchmarks.cases import Case, Setup
+from superpod.benchmarks.point_to_point import EVERY
+
+IN_PLACE = ("all_reduce", "broadcast", "reduce")  # as torch has them; the others have two buffers
+_KEPT = 16 << 20  # bytes of arrays that are kept from turn to turn: larger ones of all programs may fill the memory
+Order = Mapping[str, Any]
+
+
+class Player(Protocol):
+    """How one program carries a case out."""
+
+    def call(self, case: Case) -> Callable[[], object]:
+        """What is timed: the case's call, with nothing left to prepare."""
+
+    def meet(self) -> None:
+        """A barrier."""
+
+
+class Turns(Protocol):
+    """Something that can be timed in turns: see `CaseTurns`."""
+
+    def turn(self, order: Order) -> tuple[float, int]:
+        """(mean seconds of a call here, wrong elements here)."""
+
+
+class CaseTurns:
+    """Turns of a player with the cases of superpod-bench."""
+
+    def __init__(self, rank: int, world_size: int, player: Player) -> None:
+        self._rank, self._world_size, self._player = rank, world_size, player
+        self._last: tuple[Any, Case, Callable[[], object]] | None = None
+
+    def turn(self, order: Order) -> tuple[float, int]:
+        """Calls that follow one another, after a few to warm up; then one more on fresh data, not timed but checked."""
+        case, call = self._made(order)
+        calls = order["calls"]
+        case.prepare()
+        for _ in range(order["warmup"]):
+            call()
+        self._player.meet()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        seconds = (time.perf_counter() - start) / calls / case.messages
+        wrong = self._wrong(case, call) if order["check"] else 0
+        if case.send.nbytes + case.recv.nbytes > _KEPT:
+            self._last = None
+        return seconds, wrong
+
+    def _wrong(self, case: Case, call: Callable[[], object]) -> int:
+        """Wrong elements after one more call on fresh data."""
+        case.prepare()
+        self._player.meet()
+        call()
+        return case.wrong()
+
+    def _made(self, order: Order) -> tuple[Case, Callable[[], object]]:
+        """The case and its call, those of the last turn if it was the same."""
+        what = collective, count, dtype, op, root = [order[k] for k in ("collective", "count", "dtype", "op", "root")]
+        if self._last is None or what != self._last[0]:
+            setup = Setup(self._rank, self._world_size, count, np.dtype(dtype), op, root)
+            case = EVERY[collective](setup, in_place=collective in IN_PLACE)
+            self._last = what, case, self._player.call(case)
+        return self._last[1:]
+
+
+def play(path: str, rank: int, players: Mapping[str, Turns]) -> None:
+    """Take turns as superpod-bench asks for them, until it has had enough or is no more.
+
+    Args:
+        path: of the Unix socket on which it listens.
+        players: all that can be timed in this process, by name.
+    """
+    with socket.socket(socket.AF_UNIX) as line, np.errstate(all="ignore"):  # in place, results pile up and overflow
+        line.connect(path)
+        orders = line.makefile("r")
+        _say(line, {"rank": rank, "players": list(players), "ready": time.monotonic()})
+        for text in orders:
+            order = json.loads(text)
+            seconds, wrong = players[order["player"]].turn(order)
+            _say(line, {"seconds": seconds, "wrong": wrong})
+
+
+def _say(line: socket.socket, what: dict[str, Any]) -> None:
+    line.sendall(json.dumps(what).encode() + b"\n")
