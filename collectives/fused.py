@@ -6,7 +6,7 @@ schedule's order, so the results are the same bits as those of `execute`. Long a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -41,30 +41,54 @@ class Task:
         banks: chunk bounds of the banks.
         reduce: how operands combine.
         root: group rank.
+        across: in a group on several hosts, carries out what goes between them.
     """
 
     spaces: Sequence[Array]
     banks: Sequence[Bounds]
     reduce: np.ufunc | None
     root: int
+    across: Callable[[], None] | None = None
 
 
-def _one_shot(meeting: Meeting, task: Task) -> None:
-    """Everyone adds up all arrays: rank 0's first."""
+def _fold(reduce: np.ufunc, rows: Array, into: Array) -> None:
+    """Add up as many elements of each row as `into` has, rank 0's first.
+
+    A column of a single element would be a contiguous axis to numpy, which it adds up in another order. And unless told
+    to begin with the first row, it begins with 0, so that a sum of zeros with a minus would have none.
+    """
+    if into.size != 1:
+        reduce.reduce(rows[:, : into.size], axis=0, out=into, initial=None)
+    elif rows.shape[1] > 1:
+        into[...] = reduce.reduce(rows[:, :2], axis=0, initial=None)[:1]
+    else:
+        into[...] = rows[0]
+        for row in rows[1:]:
+            reduce(into, row, out=into)
+
+
+def _fold_arrays(meeting: Meeting, task: Task, *, here: bool) -> None:
+    """Add up all arrays, rank 0's first, if the result is wanted `here`."""
     array = task.spaces[0]
     assert task.reduce is not None
-    # a column of a single element would be a contiguous axis to numpy, which it adds up in another order
-    width = max(2, array.size)
     step = max(2, meeting.slot // array.itemsize // 2 * 2)
-    for start in range(0, width, step):
+    for start in range(0, max(1, array.size), step):
         part = array[start : start + step]
         slots = meeting.begin().view(array.dtype)[:, : max(2, part.size)]
         slots[meeting.rank, : part.size] = part
         meeting.meet()
-        if part.size > 1:
-            task.reduce.reduce(slots, axis=0, out=part)
-        else:
-            part[...] = task.reduce.reduce(slots, axis=0)[: part.size]
+        if here:
+            _fold(task.reduce, slots, part)
+
+
+def _one_shot(meeting: Meeting, task: Task) -> None:
+    """Everyone adds up all arrays: rank 0's first."""
+    _fold_arrays(meeting, task, here=True)
+
+
+def _reduce_star(meeting: Meeting, task: Task) -> None:
+    """The root adds up all arrays: rank 0's first."""
+    _fold_arrays(meeting, task, here=meeting.rank == task.root)
 
 
 def _two_shot(meeting: Meeting, task: Task) -> None:
@@ -84,6 +108,38 @@ def _two_shot(meeting: Meeting, task: Task) -> None:
         _take(slots.diagonal(axis1=0, axis2=1).T, array, bounds, start)
 
 
+def _two_shot_ordered(meeting: Meeting, task: Task) -> None:
+    """As two_shot, but chunks are added up from rank 0's on."""
+    array, bounds, own = task.spaces[0], task.banks[0], meeting.rank
+    for start, slots, block in _folded_blocks(meeting, task):
+        slots[own, own, : block.size] = block
+        meeting.meet()
+        _take(slots.diagonal(axis1=0, axis2=1).T, array, bounds, start)
+
+
+def _reduce_scatter_ordered(meeting: Meeting, task: Task) -> None:
+    """Rank r adds up block r: rank 0's first."""
+    for _ in _folded_blocks(meeting, task):
+        pass
+
+
+def _folded_blocks(meeting: Meeting, task: Task) -> Iterator[tuple[int, Array, Array]]:
+    """Put everyone's chunks on the board and add up this rank's, rank 0's first, piece by piece.
+
+    Yields where in the chunks a piece starts, the slots as `_rows` has them, and this rank's sum in its own array.
+    """
+    array, bounds, n, own = task.spaces[0], task.banks[0], meeting.world_size, meeting.rank
+    assert task.reduce is not None
+    step, longest = max(1, meeting.slot // array.itemsize // n), _longest(bounds)
+    for start in range(0, longest, step):
+        slots = _rows(meeting, array.dtype, n, min(step, longest - start))
+        _put(slots[own], array, bounds, start)
+        meeting.meet()
+        block = array[bounds[own] + start : min(bounds[own] + start + slots.shape[2], bounds[own + 1])]
+        _fold(task.reduce, slots[:, own], block)
+        yield start, slots, block
+
+
 def _add_up(reduce: np.ufunc, total: Array, rows: Array, own: int, order: range) -> None:
     """Add the others' rows to `total`, this rank's; of two operands the lower rank's is the first."""
     n = rows.shape[0]
@@ -101,7 +157,7 @@ def _rows(meeting: Meeting, dtype: Any, n: int, width: int) -> Array:
 def _even(bounds: Bounds) -> int:
     """The length of the chunks if all have one, else 0."""
     length = bounds[1] - bounds[0]
-    return length if length * (len(bounds) - 1) == bounds[-1] else 0
+    return length if length and bounds == tuple(range(0, length * len(bounds), length)) else 0
 
 
 def _put(rows: Array, array: Array, bounds: Bounds, start: int) -> None:
@@ -206,9 +262,12 @@ Fused = Callable[[Meeting, Task], None]
 FUSED: Mapping[tuple[str, str], Fused] = {
     ("all_reduce", "one_shot"): _one_shot,
     ("all_reduce", "two_shot"): _two_shot,
+    ("all_reduce", "two_shot_ordered"): _two_shot_ordered,
     ("broadcast", "direct"): _broadcast,
     ("reduce", "direct"): _reduce,
+    ("reduce", "star"): _reduce_star,
     ("reduce_scatter", "direct"): _reduce_scatter,
+    ("reduce_scatter", "direct_ordered"): _reduce_scatter_ordered,
     ("all_gather", "direct"): _all_gather,
     ("all_to_all", "direct"): _all_to_all,
     ("barrier", "dissemination"): _barrier,

@@ -28,6 +28,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 ROOTED = ("broadcast", "reduce", "gather", "scatter")
 """The collectives that have a root."""
+REDUCING = ("all_reduce", "reduce", "reduce_scatter")
+"""The collectives that add contributions up, so that the order of these may show in the bits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,12 @@
 """Which algorithm for which call: what the user asked for, else a table of what is fastest where it was measured.
 
-The table is for ZeroMQ on a host with few cores, where work counts and not steps: a message costs 40 to 100 µs of
-processor time, the more the oftener a process must be woken up for it, and all ranks together move about 3.5 GB/s. Most
-all_reduce algorithms move the same 2(n−1)·S in all; a star in the fewest wake-ups, a binomial tree in as few messages.
-Its thresholds were measured on 2 cores with 2 to 64 ranks (benchmarks/LOG.md).
+TABLE is for messages on a host with few cores, where work counts and not steps: a call that exchanges small ones costs
+a card 40 µs of processor time, and 200 µs where 64 cards take turns. Most all_reduce algorithms move the same 2(n−1)·S
+in all; a star in the fewest wake-ups, a binomial tree in as few messages. BOARD is for cards of one host, in shared
+memory. The thresholds were measured on 2 cores with 2 to 64 ranks (benchmarks/LOG.md); beyond that they are guesses.
+
+With SUPERPOD_DETERMINISTIC=1 only algorithms that add up in the order of the ranks are chosen: then results have the
+same bits whatever the size, the link and the algorithm.
 """
 
 from __future__ import annotations
@@ -15,6 +18,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from superpod.collectives import algorithms
+from superpod.collectives.algorithms import Algorithm
+from superpod.collectives.hosts import Layout
+from superpod.collectives.schedule import REDUCING
+from superpod.collectives.select_hosts import between_hosts
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import parse_size, size_text
 
@@ -59,15 +66,45 @@ TABLE: Mapping[str, tuple[Rule, ...]] = {  # the first rule that fits counts; th
 }
 
 
+_FEW = (Rule(2, 128 * _K, "one_shot"), Rule(4, 64 * _K, "one_shot"), Rule(8, 32 * _K, "one_shot"))
+_MANY = (Rule(64, 16 * _K, "one_shot"), Rule(256, 4 * _K, "one_shot"))
 BOARD: Mapping[str, tuple[Rule, ...]] = {  # where all cards meet on a board; for larger worlds TABLE goes on
-    "all_reduce": (Rule(2, 128 * _K, "one_shot"), Rule(256, 64 * _K, "one_shot"), Rule(64, MAX, "two_shot")),
+    "all_reduce": (*_FEW, *_MANY, Rule(256, MAX, "two_shot")),
     "broadcast": (Rule(256, MAX, "direct"),),
-    "reduce": (Rule(64, MAX, "direct"),),
+    "reduce": (Rule(256, MAX, "direct"),),
     "all_gather": (Rule(256, MAX, "direct"),),
-    "reduce_scatter": (Rule(64, MAX, "direct"),),
-    "all_to_all": (Rule(64, MAX, "direct"),),
+    "reduce_scatter": (Rule(256, MAX, "direct"),),
+    "all_to_all": (Rule(256, MAX, "direct"),),
     "barrier": (Rule(256, MAX, "dissemination"),),
 }
+
+
+ORDERED: Mapping[str, tuple[Rule, ...]] = {  # in place of TABLE's, if only algorithms with the fixed order will do
+    "all_reduce": (
+        Rule(2, 512 * _K, "one_shot"),
+        Rule(2, MAX, "two_shot_ordered"),
+        Rule(8, 1 * _M, "star"),
+        Rule(8, MAX, "two_shot_ordered"),
+        Rule(64, 8 * _M, "star"),
+        Rule(64, MAX, "two_shot_ordered"),
+        Rule(MAX, MAX, "star"),
+    ),
+    "reduce": (Rule(MAX, MAX, "star"),),
+    "reduce_scatter": (
+        Rule(2, MAX, "direct_ordered"),
+        Rule(8, 1 * _M, "star"),
+        Rule(8, MAX, "direct_ordered"),
+        Rule(64, 8 * _M, "star"),
+        Rule(64, MAX, "direct_ordered"),
+        Rule(MAX, MAX, "star"),
+    ),
+}
+ORDERED_BOARD: Mapping[str, tuple[Rule, ...]] = {  # in place of BOARD's
+    "all_reduce": (*_FEW, *_MANY, Rule(256, MAX, "two_shot_ordered")),
+    "reduce": (Rule(256, MAX, "star"),),
+    "reduce_scatter": (Rule(256, MAX, "direct_ordered"),),
+}
+_SETTING = "SUPERPOD_DETERMINISTIC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,31 +147,54 @@ def _range(entry: str, sizes: str) -> tuple[int, int]:
 class Selector:
     """Chooses algorithms; the same on every rank that has the same overrides."""
 
-    def __init__(self, overrides: Mapping[str, str], *, board: bool = False) -> None:
+    def __init__(self, overrides: Mapping[str, str], *, board: bool = False, deterministic: bool = False) -> None:
         """Raises InvalidValue naming the variable that a wrong override came from.
 
         Args:
             overrides: collective → text for `parse_override`.
             board: the cards are on one host and meet on boards.
+            deterministic: only algorithms with the fixed order.
         """
-        self._tables = {name: (*BOARD.get(name, ()), *rules) if board else rules for name, rules in TABLE.items()}
+        self._deterministic = deterministic
+        self._tables, self._between = _tables(board, deterministic), _tables(False, deterministic)
         self._overrides: dict[str, list[tuple[int, int, str]]] = {}
-        self._kept: dict[tuple[str, int, int, bool], Choice] = {}
+        self._kept: dict[tuple[str, int, int, bool, Layout | None], Choice] = {}
         for collective, text in overrides.items():
             try:
-                self._overrides[collective] = parse_override(collective, text)
+                ranges = self._overrides[collective] = parse_override(collective, text)
+                for _, _, name in ranges:
+                    self.admit(collective, name)
             except InvalidValue as error:
                 raise InvalidValue(f"{_variable(collective)}={text!r}: {error}") from error
 
-    def choose(self, collective: str, nbytes: int, world_size: int, *, equal_blocks: bool = True) -> Choice:
+    def admit(self, collective: str, name: str) -> Algorithm:
+        """An algorithm that is asked for by name. Raises InvalidValue if it has not the fixed order that is wanted."""
+        able = algorithms.in_fixed_order(collective)
+        if self._deterministic and name not in able:
+            raise InvalidValue(
+                f"algorithm={name!r} does not add up in the order of the ranks, as {_SETTING}=1 wants it of "
+                f"{collective}; {', '.join(able)} do, or unset {_SETTING}"
+            )
+        return algorithms.get(collective, name)
+
+    def choose(
+        self,
+        collective: str,
+        nbytes: int,
+        world_size: int,
+        *,
+        equal_blocks: bool = True,
+        layout: Layout | None = None,
+    ) -> Choice:
         """The algorithm for arrays of S = `nbytes` (see algorithms/algorithm.py) on `world_size` ranks.
 
         Args:
             equal_blocks: whether all blocks have one size; if not, algorithms that need it are passed over.
+            layout: which ranks share a host; None: all do.
         Raises:
             InvalidValue: there is no such collective.
         """
-        key = (collective, nbytes, world_size, equal_blocks)
+        key = (collective, nbytes, world_size, equal_blocks, layout)
         choice = self._kept.get(key)
         if choice is None:
             if len(self._kept) >= _KEPT:
@@ -142,23 +202,41 @@ class Selector:
             choice = self._kept[key] = self._choose(*key)
         return choice
 
-    def _choose(self, collective: str, nbytes: int, world_size: int, equal_blocks: bool) -> Choice:
+    def _choose(
+        self, collective: str, nbytes: int, world_size: int, equal_blocks: bool, layout: Layout | None
+    ) -> Choice:
         algorithms.names(collective)  # raises if there is no such collective
-        note = ""
+        note = f"; {_SETTING}=1" if self._deterministic and collective in REDUCING else ""
         for low, high, name in self._overrides.get(collective, ()):
             if low <= nbytes <= high:
                 if equal_blocks or not algorithms.get(collective, name).equal_blocks:
-                    return Choice(name, f"{_variable(collective)} says so for {_span(low, high)}")
-                note = f"; {_variable(collective)} says {name}, which needs equal blocks"
+                    return Choice(name, f"{_variable(collective)} says so for {_span(low, high)}{note}")
+                note += f"; {_variable(collective)} says {name}, which needs equal blocks"
+        tables = self._tables
+        if layout is not None and layout.count > 1:
+            tables = self._between
+            if not (self._deterministic and collective in REDUCING) and (
+                known := between_hosts(collective, nbytes, layout, equal_blocks=equal_blocks)
+            ):
+                return Choice(known.algorithm, f"built-in table for {layout}, {_span(0, known.nbytes)}{note}")
         rule = next(
             rule
-            for rule in self._tables[collective]
+            for rule in tables[collective]
             if nbytes <= rule.nbytes
             and world_size <= rule.ranks
             and (equal_blocks or not algorithms.get(collective, rule.algorithm).equal_blocks)
         )
         ranks = "any world" if rule.ranks == MAX else f"up to {rule.ranks} ranks"
         return Choice(rule.algorithm, f"built-in table, {ranks}, {_span(0, rule.nbytes)}{note}")
+
+
+def _tables(board: bool, deterministic: bool) -> dict[str, tuple[Rule, ...]]:
+    """Each collective's rules."""
+    tables, boards = dict(TABLE), dict(BOARD)
+    if deterministic:
+        tables |= ORDERED
+        boards |= ORDERED_BOARD
+    return {name: (*boards.get(name, ()), *rules) if board else rules for name, rules in tables.items()}
 
 
 def _variable(collective: str) -> str:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from superpod.collectives import spec as specs
 from superpod.collectives.schedule import BoolArray, IntArray, Schedule, Step
 from superpod.collectives.spec import EVERYONE, NOTHING, Spec
+from superpod.collectives.verify_order import Folds
 from superpod.collectives.verify_programs import check_programs
 from superpod.interconnect.errors import ScheduleError, ranks_text
 
@@ -27,23 +28,27 @@ _EXACT_BYTES = 256 << 20  # bit sets up to this size, random words beyond
 _ALL_PROGRAMS = 64  # programs that are cut from the steps are run in worlds up to this size; given ones always
 
 
-def verify(schedule: Schedule, spec: Spec | None = None, *, exact: bool | None = None) -> None:
+def verify(
+    schedule: Schedule, spec: Spec | None = None, *, exact: bool | None = None, fixed_order: bool = False
+) -> None:
     """Prove that `schedule` does what its collective asks for, whatever the timing.
 
     Args:
         spec: what it must do; by default what its collective's name says.
         exact: contributions as bit sets (True) or random words (False); by default bit sets if they fit into 256 MiB.
             Idempotent collectives (barrier) always take bit sets.
+        fixed_order: it must add contributions up one by one, from rank 0's to the last rank's (see verify_order.py).
     Raises:
         ScheduleError: naming rank, chunk and step. Found are ranks and slots that do not exist; slots read before
             anything is in them; moves that join chunks of different sizes; additions of different data; contributions
             that are missing or counted twice; hazards inside a step; results that differ between ranks in the order
-            of their terms; programs that differ from the steps; sends and receives that do not match; deadlock.
+            of their terms, or with `fixed_order` from that of the ranks; programs that differ from the steps; sends
+            and receives that do not match; deadlock.
         InvalidValue: there is no such collective.
     """
     spec = specs.of(schedule) if spec is None else spec
     _check_shape(schedule, spec)
-    state = _State(schedule, spec, exact)
+    state = _State(schedule, spec, exact, Folds(schedule) if fixed_order else None)
     for index, step in enumerate(schedule.steps()):
         _check_ranges(schedule, index, step)
         state.apply(index, _slot_by_slot(step))
@@ -101,11 +106,11 @@ def _rounds(target: IntArray) -> list[IntArray]:
 class _State:
     """What every slot of every rank holds. Flat: slot s of rank r is entry r · nslots + s."""
 
-    def __init__(self, schedule: Schedule, spec: Spec, exact: bool | None) -> None:
+    def __init__(self, schedule: Schedule, spec: Spec, exact: bool | None, folds: Folds | None) -> None:
         n, nchunks, nslots = schedule.world_size, schedule.nchunks, schedule.nslots
         nwords = -(-n // 64)
         fits = n * nslots * nwords * 8 <= _EXACT_BYTES
-        self.schedule, self.spec = schedule, spec
+        self.schedule, self.spec, self.folds = schedule, spec, folds
         self.exact = spec.idempotent or (fits if exact is None else exact)
         before, self.after = _chunks(spec.before, nchunks), _chunks(spec.after, nchunks)
         datum = np.full((n, nslots), NOTHING)
@@ -138,6 +143,8 @@ class _State:
         source, target = step.src * nslots + step.first, step.dst * nslots + step.to
         self._check_data(index, source, target, step.reduce)
         self._check_hazards(index, source, target, step)
+        if self.folds is not None:
+            self.folds.read(source, step)
         datum, terms, order = self.datum[source], self.terms[source], self.order[source]  # the state before the step
         for rows in _rounds(target):
             copies, adds = rows[~step.reduce[rows]], rows[step.reduce[rows]]
@@ -146,6 +153,8 @@ class _State:
             into = target[adds]
             self.terms[into] = self._add(index, into, self.terms[into], terms[adds])
             self.order[into] = _mix(self.order[into] + order[adds])  # a + b = b + a, but (a + b) + c is another
+            if self.folds is not None and (wrong := self.folds.write(target, copies, adds)) is not None:
+                raise self._error(index, target[wrong[0]], wrong[1])
         self.last[target] = index
 
     def _add(self, index: int, into: IntArray, ours: WordArray, theirs: WordArray) -> WordArray:

@@ -13,20 +13,23 @@ from superpod.collectives.algorithms import (
     double_tree,
     halving_doubling,
     hierarchical,
+    leaders,
     multi_ring,
     nhr,
+    ordered,
     pairwise,
     per_dimension,
+    rails,
     ring,
     torus,
     tree,
     two_path,
 )
 from superpod.collectives.algorithms.algorithm import Algorithm
-from superpod.collectives.schedule import ROOTED, Schedule
+from superpod.collectives.schedule import REDUCING, ROOTED, Schedule
 from superpod.interconnect.errors import InvalidValue
 
-__all__ = ["Algorithm", "build", "get", "names"]
+__all__ = ["Algorithm", "build", "get", "in_fixed_order", "names"]
 
 _FILES = (
     ring,
@@ -36,10 +39,13 @@ _FILES = (
     circulant,
     direct,
     direct_rooted,
+    ordered,
     bruck,
     pairwise,
     dissemination,
     hierarchical,
+    leaders,
+    rails,
     per_dimension,
     torus,
     multi_ring,
@@ -57,6 +63,14 @@ def names(collective: str) -> tuple[str, ...]:
     if collective not in _REGISTRY:
         raise InvalidValue(f"collective={collective!r} must be one of {', '.join(_REGISTRY)}")
     return tuple(_REGISTRY[collective])
+
+
+def in_fixed_order(collective: str) -> tuple[str, ...]:
+    """Those of a collective that give the same bits as one another: all, if it adds nothing. Raises InvalidValue."""
+    known = names(collective)
+    if collective not in REDUCING:
+        return known
+    return tuple(name for name in known if _REGISTRY[collective][name].fixed_order)
 
 
 def get(collective: str, name: str) -> Algorithm:

@@ -28,6 +28,10 @@ class Algorithm:
         equal_blocks: it only works when all blocks have one size.
         shaped: `build` also takes shape=(k0, k1, ...) with k0·k1·… = n: rank r has coordinate r mod k0 in the first
             dimension, (r // k0) mod k1 in the second and so on. Without it the algorithm chooses one by itself.
+        hosted: `build` also takes hosts=(k0, k1, ...), the cards of each host: their sum is n, and the ranks of a host
+            are neighbours. Without it hosts have one size, of the algorithm's choice.
+        fixed_order: contributions are added up one by one from rank 0's to rank n − 1's, so its results have the same
+            bits as those of all others of which this is true. Says nothing where nothing is added.
     """
 
     collective: str
@@ -38,6 +42,8 @@ class Algorithm:
     source: str
     equal_blocks: bool = False
     shaped: bool = False
+    fixed_order: bool = False
+    hosted: bool = False
 
 
 def ceil_log2(n: int) -> int:

@@ -20,7 +20,7 @@ from superpod.collectives.algorithms.algorithm import Algorithm, any_other, othe
 from superpod.collectives.schedule import Exchange, IntArray, Schedule, Step, Traffic
 
 
-def _pairs(n: int, nearest: int = 1) -> tuple[IntArray, IntArray]:
+def pairs(n: int, nearest: int = 1) -> tuple[IntArray, IntArray]:
     """Every rank with every other, by distance; `nearest` = 0: also with itself."""
     src = np.tile(np.arange(n), n - nearest)
     distance = np.repeat(np.arange(nearest, n), n)
@@ -30,13 +30,13 @@ def _pairs(n: int, nearest: int = 1) -> tuple[IntArray, IntArray]:
 def one_shot(n: int) -> Schedule:
     """Rank q's array lands in bank q everywhere; then banks 1, 2, … are added to bank 0."""
     if n <= 2:  # two operands: both ranks take the lower one's first
-        return Schedule("all_reduce", "one_shot", n, 1, n - 1, lambda _: Step.of(*_pairs(n), 0, reduce=True))
+        return Schedule("all_reduce", "one_shot", n, 1, n - 1, lambda _: Step.of(*pairs(n), 0, reduce=True))
     ranks = np.arange(n)
     own = Step.of(ranks[1:], ranks[1:], 0, 1, ranks[1:])
 
     def build(s: int) -> Step:
         if s == 0:
-            src, dst = _pairs(n)
+            src, dst = pairs(n)
             return Step.join(own, Step.of(src, dst, 0, 1, src))
         every = np.repeat(ranks, n - 1)
         return Step.of(every, every, np.tile(ranks[1:], n), 1, 0, reduce=True)
@@ -51,7 +51,7 @@ def two_shot(n: int) -> Schedule:
     """Rank r adds up chunk r, then hands it to everyone."""
 
     def build(s: int) -> Step:
-        src, dst = _pairs(n)
+        src, dst = pairs(n)
         return Step.of(src, dst, src if s else dst, reduce=s == 0)
 
     nsteps = 2 * any_other(n)
@@ -66,7 +66,7 @@ def _exchange(collective: str, n: int, moves: Callable[[IntArray, IntArray], Ste
     nsteps = max(any_other(n), nbanks - 1)
 
     def build(_: int) -> Step:
-        return moves(*_pairs(n, 2 - nbanks))
+        return moves(*pairs(n, 2 - nbanks))
 
     return Schedule(collective, "direct", n, n, nsteps, build, nbanks, traffic=lambda: [carried][:nsteps])
 
@@ -85,7 +85,7 @@ def all_to_all(n: int) -> Schedule:
 
 _PAPER = "MSCCL++, arXiv 2504.09014 (2025)"
 ALGORITHMS = (
-    Algorithm("all_reduce", "one_shot", one_shot, lambda n: min(2, n - 1), lambda n: n - 1, _PAPER),
+    Algorithm("all_reduce", "one_shot", one_shot, lambda n: min(2, n - 1), lambda n: n - 1, _PAPER, fixed_order=True),
     Algorithm("all_reduce", "two_shot", two_shot, lambda n: 2 * any_other(n), lambda n: 2 * others(n), _PAPER),
     Algorithm("reduce_scatter", "direct", reduce_scatter, any_other, others, _PAPER),
     Algorithm("all_gather", "direct", all_gather, any_other, others, _PAPER),

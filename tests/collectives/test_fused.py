@@ -153,6 +153,26 @@ def test_the_same_bits_as_through_messages(collective: str, name: str, dtype: An
             same(collective, n, rank, count, results[rank], expected[rank])
 
 
+@pytest.mark.parametrize("op", [np.add, np.multiply])
+@pytest.mark.parametrize(("collective", "name"), [key for key in FUSED if key[0] in SUM])
+def test_zeros_keep_their_sign_and_infinities_are_numbers(collective: str, name: str, op: np.ufunc) -> None:
+    """What is not so when numpy begins with 0, or with 1."""
+    n, table, wanted = 3, Round(3, 1024), np.full(9, complex(-0.0, -0.0), np.complex64)
+    wanted[::2] = complex(np.inf, 1)
+
+    def body(rank: int) -> Any:
+        array = wanted.copy()
+        with np.errstate(all="ignore"):
+            FUSED[collective, name](Seat(table, rank), Task((array,), (even_bounds(9, n),), op, rank))
+        return array
+
+    rank, array = next(enumerate(threads(n, body)))
+    with np.errstate(all="ignore"):
+        expected = op(op(wanted, wanted), wanted)
+    rows = slice(3 * rank, 3 * rank + 3) if collective == "reduce_scatter" else slice(None)
+    assert array[rows].tobytes() == expected[rows].tobytes()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     which=st.sampled_from([key for key in FUSED if key[0] in ("all_reduce", "reduce", "broadcast")]),

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superpod.collectives import algorithms
-from superpod.collectives.select import MAX, TABLE, Choice, Selector, parse_override
+from superpod.collectives.schedule import REDUCING
+from superpod.collectives.select import MAX, ORDERED, ORDERED_BOARD, TABLE, Choice, Rule, Selector, parse_override
 from superpod.interconnect.env import COLLECTIVES
 from superpod.interconnect.errors import InvalidValue
 
@@ -128,6 +129,46 @@ class TestTable:
     def test_an_unknown_collective_is_refused(self) -> None:
         with pytest.raises(InvalidValue, match="collective='allreduce' must be one of all_reduce"):
             Selector({}).choose("allreduce", 1, 2)
+
+
+class TestFixedOrder:
+    @pytest.mark.parametrize("rules", [ORDERED, ORDERED_BOARD], ids=["messages", "boards"])
+    def test_every_rule_names_an_algorithm_that_has_it(self, rules: dict[str, tuple[Rule, ...]]) -> None:
+        assert set(rules) == set(REDUCING)
+        for collective, table in rules.items():
+            assert {rule.algorithm for rule in table} <= set(algorithms.in_fixed_order(collective))
+
+    @given(
+        collective=st.sampled_from(COLLECTIVES),
+        nbytes=st.integers(0, 1 << 45),
+        n=st.integers(1, 20_000),
+        equal=st.booleans(),
+        board=st.booleans(),
+    )
+    def test_every_choice_has_it(self, collective: str, nbytes: int, n: int, equal: bool, board: bool) -> None:
+        choice = Selector({}, board=board, deterministic=True).choose(collective, nbytes, n, equal_blocks=equal)
+        assert choice.algorithm in algorithms.in_fixed_order(collective)
+        assert choice.reason.endswith("; SUPERPOD_DETERMINISTIC=1") is (collective in REDUCING)
+
+    @pytest.mark.parametrize("collective", REDUCING)
+    def test_every_rule_is_reached(self, collective: str) -> None:
+        selector = Selector({}, deterministic=True)
+        sizes = {min(r.nbytes, MAX) for r in ORDERED[collective]}
+        worlds = {min(r.ranks, 10_000) for r in ORDERED[collective]}
+        reasons = {selector.choose(collective, size, n).reason for size in sizes for n in worlds}
+        assert len(reasons) == len(ORDERED[collective])
+
+    def test_the_last_rule_fits_everything(self) -> None:
+        assert all(rules[-1][:2] == (MAX, MAX) for rules in ORDERED.values())
+
+    def test_another_algorithm_is_refused_by_name(self) -> None:
+        with pytest.raises(
+            InvalidValue,
+            match=r"^SUPERPOD_REDUCE='tree': algorithm='tree' does not add up in the order of the ranks, as "
+            r"SUPERPOD_DETERMINISTIC=1 wants it of reduce; star do, or unset SUPERPOD_DETERMINISTIC$",
+        ):
+            Selector({"reduce": "tree"}, deterministic=True)
+        Selector({"reduce": "star", "broadcast": "tree"}, deterministic=True)
 
 
 class TestMemory:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from superpod.collectives import algorithms, spec
@@ -365,6 +365,7 @@ class TestPrograms:
 class TestEveryBrokenSchedule:
     """Algorithms waste nothing, so whatever is changed in one of them must be noticed."""
 
+    @settings(deadline=None)
     @given(algorithm=st.sampled_from(NEEDED), n=st.integers(2, 9), data=st.data())
     def test_is_refused(self, algorithm: tuple[str, str], n: int, data: st.DataObject) -> None:
         collective, name = algorithm
@@ -378,6 +379,7 @@ class TestEveryBrokenSchedule:
             with pytest.raises(ScheduleError):
                 verify(broken, exact=exact)
 
+    @settings(deadline=None)
     @given(algorithm=st.sampled_from(NEEDED), n=st.integers(2, 9), data=st.data())
     def test_both_ways_of_counting_agree_on_steps_in_another_order(
         self, algorithm: tuple[str, str], n: int, data: st.DataObject
