@@ -122,12 +122,13 @@ class Table:
             if now >= probe_at:
                 probe_at = now + max(1.0, now - start)
                 self._mesh.look(self._group, self._asked(self._neighbours(self._board.absent())), probe=True)
-            if now >= look_at or self._mesh.glance(self._group):
+            moved, doubt = self._mesh.glance(self._group)
+            if doubt or now >= look_at:
                 look_at = now + _LOOKS
                 self._mesh.look(self._group, self._awaited(), probe=False)
             if now >= self._end:
                 raise self._mesh.too_late(self._awaited(), self._limit, self._text)
-            nap = min(2 * nap, _NAPS[1])
+            nap = _NAPS[0] if moved else min(2 * nap, _NAPS[1])  # who is sent something takes it, or its sender waits
 
     def _neighbours(self, absent: Sequence[int]) -> list[int]:
         """Those of the absent whom this card asks: others ask the others, or each would be connected to everybody."""

@@ -278,14 +278,17 @@ class Mesh(Leaving):
                 self._peers.left(peer)
             group.leaves(peer, job=job)
 
-    def glance(self, group: Group) -> bool:
-        """Take in what has arrived, for a card that waits elsewhere than in the mesh: whether it had better `look`."""
+    def glance(self, group: Group) -> tuple[bool, bool]:
+        """Take in what has arrived, for a card that waits elsewhere than in the mesh.
+
+        Returns whether there was anything, so that more may follow, and whether the card had better `look`.
+        """
         if self._held():
             raise self._reentered()
         with self._lock:
-            self._progress()
+            moved = self._progress()
             self._look_at_abort_flag()
-            return self.closed or self._in_doubt(group)
+            return moved, self.closed or self._in_doubt(group)
 
     def look(self, group: Group, awaited: Sequence[Receive], *, probe: bool) -> None:
         """One look around, for a card that waits elsewhere than in the mesh. Raises the group's failure.
@@ -320,13 +323,13 @@ class Mesh(Leaving):
 
     # Progress; everything from here on holds the lock
 
-    def _progress(self, until: Sequence[Pending] = ()) -> None:
-        """Handle everything that has arrived, without waiting, or enough to make `until` done.
+    def _progress(self, until: Sequence[Pending] = ()) -> bool:
+        """Handle everything that has arrived, without waiting, or enough to make `until` done. Was there anything?
 
         What is left then is for whoever waits next; a thread that sleeps now is roused.
         """
         if self.closed or (until and _all_done(until)):
-            return
+            return False
         take = self.link.take
         moved = False
         try:
@@ -345,6 +348,7 @@ class Mesh(Leaving):
             raise
         if moved:
             self._turns.rouse()
+        return moved
 
     def _arrive(self, arrival: Arrival) -> None:
         peer = arrival.peer

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from math import inf
 from typing import NoReturn
@@ -40,7 +41,7 @@ _SETTLED = 10.0  # seconds after which a suspicion has been a failure for long
 _LOOK_AGAIN = 1.0  # seconds between two looks at who has ended
 
 
-class Trouble:
+class Trouble(ABC):
     """The half of a mesh that is for bad days; Mesh is the other one, and makes all of this one's attributes."""
 
     link: Link
@@ -59,14 +60,17 @@ class Trouble:
     inquire: Callable[[str, Collection[int]], list[str]] | None = None
     """A group's name and ranks that are late in it → lines that say what they are doing. May take a second."""
 
-    def _progress(self, until: Sequence[Pending] = ()) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _progress(self, until: Sequence[Pending] = ()) -> bool:
+        """See Mesh."""
 
+    @abstractmethod
     def _connect(self, peer: int, group: Group | None, seconds: float, what: str = "") -> None:
-        raise NotImplementedError
+        """See Mesh."""
 
+    @abstractmethod
     def advance(self, pendings: Sequence[Pending], group: Group, *, seconds: float) -> bool:
-        raise NotImplementedError
+        """See Mesh."""
 
     def fail_group(self, group: Group, error: SuperpodError, tell: Collection[int] = ()) -> None:
         """Every wait in the group, on every card that can be reached, ends with `error`. The first failure counts.
