@@ -1,6 +1,7 @@
 # `make` lists the targets. Everything is installed into .venv, once, and again when pyproject.toml or constraints.txt change.
 
 VENV := .venv
+PEERS := .peers
 BIN := $(VENV)/bin
 
 # The interpreter that .venv is made with: PYTHON=... if given, else the first of these that runs and is new enough.
@@ -17,10 +18,10 @@ QUICK := not zmq and not shm and not torch and not mesh and not processes and no
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help train test check conformance bench validation clean
+.PHONY: help train test check conformance support-table bench bench-peers validation clean
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 	@echo "PYTHON=python3.12 in front chooses the interpreter (3.11 or newer)."
 
 train: $(VENV)/.examples ## 64 cards train a network on handwritten digits
@@ -38,14 +39,19 @@ check: $(VENV)/.dev ## format, lint, types and the fast tests: under a minute
 conformance: $(VENV)/.dev ## torch's own tests of torch.distributed, on 2, 3 and 4 cards: some minutes
 	@$(BIN)/python tests/conformance/conformance.py
 
-bench: $(VENV)/.dev ## all-reduce on 8 cards, 8 B to 1 MiB
-	@$(BIN)/superpod-bench all_reduce -n 8 -b 8 -e 1M -f 8
+support-table: $(VENV)/.dev ## docs/support.md: what works where, from running it, on gloo too
+	@$(BIN)/python tests/collectives/make_support.py
+
+bench-peers: $(PEERS)/openmpi/.made $(PEERS)/mpich/.made ## Open MPI and MPICH, each in an environment of its own in .peers
+
+bench: $(VENV)/.dev bench-peers ## every figure in README and benchmarks/results, on a quiet machine: about an hour
+	@PATH=$(BIN):$$PATH sh benchmarks/all.sh
 
 validation: $(VENV)/.dev ## the model against measured machines: fit a few points, predict the rest
 	@$(BIN)/python -m superpod.simulator.validate
 
 clean: ## remove .venv and everything that was built
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.examples: pyproject.toml constraints.txt $(VENV)/.made
@@ -57,6 +63,14 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.made
 	@echo "superpod: installing what development needs"
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,bench,examples]"
 	@touch $@ $(VENV)/.examples
+
+# An MPI, mpi4py and numpy; superpod is found beside them, and of it the benchmark's ranks need what does with numpy.
+$(PEERS)/%/.made: benchmarks/peers/%.txt $(VENV)/.made
+	@rm -rf $(@D); echo "superpod: making $(@D)"
+	@$(BIN)/python -m venv --without-pip $(@D)
+	@$(BIN)/python -m pip --python $(@D)/bin/python install -q -r $<
+	@echo $(CURDIR)/src > $$($(@D)/bin/python -c "import site; print(site.getsitepackages()[0])")/superpod.pth
+	@touch $@
 
 # A bare Debian python3 cannot put pip into a new environment: then its own pip, or virtualenv, does it.
 $(VENV)/.made:

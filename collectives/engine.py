@@ -10,7 +10,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import inf
@@ -20,12 +19,16 @@ from typing import Any
 import numpy as np
 
 from superpod.collectives import algorithms
+from superpod.collectives.call import Call as Call
+from superpod.collectives.call import Prepared
 from superpod.collectives.execute import COLLECTIVE_TAG, Array, Bounds, Circumstances, Plan, bind, run
-from superpod.collectives.fused import Fused, Task, fused
+from superpod.collectives.fused import Task, fused
+from superpod.collectives.fused_hosts import on_hosts
+from superpod.collectives.hosts import Layout, OnHosts
 from superpod.collectives.places import Caller, Place
 from superpod.collectives.recorder import COLLECTIVE, DONE, FAILED, POSTED, RECV, SEND, Recorder
 from superpod.collectives.select import Choice, Selector
-from superpod.collectives.statistics import Statistics
+from superpod.collectives.statistics import CallClock, Statistics
 from superpod.collectives.table import Table
 from superpod.collectives.work import MessageWork, Work, Worker
 from superpod.interconnect.errors import InvalidValue, SuperpodError
@@ -39,39 +42,6 @@ log = logging.getLogger("superpod")
 
 _HISTORY = 1024  # calls that a card remembers, to answer those who still wait in one of them
 _PREPARED = 512  # calls whose plans are kept
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A collective as its ranks must agree on it.
-
-    Attributes:
-        collective: its name.
-        text: the call in words, equal on all ranks if and only if they agree.
-        nbytes: S, the size that selection goes by, equal on all ranks [B].
-        root: group rank of the root, else 0.
-        algorithm: the one that the user wants; None leaves it to the selector.
-        equal_blocks: whether all blocks have one length.
-    """
-
-    collective: str
-    text: str
-    nbytes: int
-    root: int = 0
-    algorithm: str | None = None
-    equal_blocks: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Everything about a call that does not change from one time to the next."""
-
-    call: Call
-    choice: Choice
-    plan: Plan
-    where: Circumstances
-    fused: Fused | None  # how it runs on a board
-    banks: tuple[Bounds, ...]
 
 
 class Engine:
@@ -88,13 +58,15 @@ class Engine:
         recorder: Recorder | None = None,
         *,
         board: bool = False,
+        clock: CallClock | None = None,
     ) -> None:
         """This card's end of a new group.
 
         Args:
             ranks: the members' ranks in the mesh, in group order.
             timeout: of a call [s].
-            board: all members are on this host and meet on a board when it is of use.
+            board: members who share a host meet on a board when it is of use.
+            clock: counts this group's calls for the modelled clock.
         """
         self.mesh = mesh
         self.ranks = tuple(ranks)
@@ -104,6 +76,7 @@ class Engine:
         self.timeout = timeout
         self.last: Choice | None = None
         self.statistics = statistics
+        self._clock, self._issued = clock, 0  # the place in its order of the call that is carried out
         self._selector = selector
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
         self._next = 0  # the number of the next collective
@@ -122,6 +95,7 @@ class Engine:
         self._table: Table | None = None  # made by the first call that needs it
         self.worker = Worker(f"superpod {name}")
         self.group = mesh.open_group(_ident(name, self.ranks), name, self._on_probe)
+        self._hosts = OnHosts(mesh, self.group, self.ranks, timeout)
         self.group.place, self.group.text = self._place_of, lambda number: self._texts.get(number, "")
 
     def _disown(self) -> None:
@@ -139,13 +113,14 @@ class Engine:
         """
         place = self._caller.place()
         with self._order:
+            issued = 0 if self._clock is None else self._clock.place()
             if not async_op and (self.worker.outstanding == 0 or self.worker.is_current_thread() or self._over):
-                return self._carry_out(text, action, place)
-            work = Work(text)
+                return self._carry_out(text, action, place, issued)
+            work, carry_out = Work(text), partial(self._carry_out, text, action, place, issued)
             if self._over:
-                work.carry_out(partial(self._carry_out, text, action, place))
+                work.carry_out(carry_out)
             else:
-                self.worker.put(work, partial(self._carry_out, text, action, place))
+                self.worker.put(work, carry_out)
         return work if async_op else work.wait()
 
     @property
@@ -153,9 +128,9 @@ class Engine:
         """Nothing goes on in a failed group, so nobody need wait for the worker to say so."""
         return self.group.failure is not None
 
-    def _carry_out(self, text: str, action: Callable[[], Any], place: Place | None) -> Any:
+    def _carry_out(self, text: str, action: Callable[[], Any], place: Place | None, issued: int) -> Any:
         """Run `action`. What it raises ends the group, unless it refused its arguments before it began."""
-        before, self._place = self._next, place
+        before, self._place, self._issued = self._next, place, issued
         try:
             return action()
         except BaseException as error:
@@ -214,7 +189,8 @@ class Engine:
             table = self._table or self._sit(prepared.where.text, sequence, seconds)
             table.call(prepared.where.text, sequence, seconds)
             with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
-                prepared.fused(table, Task(spaces, prepared.banks, reduce, prepared.call.root))
+                across = partial(run, plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
+                prepared.fused(table, Task(spaces, prepared.banks, reduce, prepared.call.root, across))
         else:
             run(plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
         if after is not None:
@@ -224,16 +200,28 @@ class Engine:
             self._recorder.end(self._under_way, ended)
             self._under_way = None
         self.statistics.count(prepared.call.collective, prepared.choice.algorithm, nbytes, ended - start)
+        if self._clock is not None:
+            self._clock.count(prepared.call, prepared.choice.algorithm, self._issued)
 
     def _prepare(
         self, key: tuple[Any, ...], call: Call, given: int, banks: Callable[[int], tuple[Bounds, ...]]
     ) -> Prepared:
         """Choose an algorithm and bind its schedule; the ranks must agree on it, so its name is in the text."""
-        choice = self._choose(call)
-        schedule = algorithms.build(call.collective, choice.algorithm, self.world_size, call.root)
+        choice, layout = self._choose(call), self.layout()
+        if layout is not None:
+            schedule = layout.build(call.collective, choice.algorithm, call.root)
+        else:
+            build = algorithms.build if self._clock is None else self._clock.schedule
+            schedule = build(call.collective, choice.algorithm, self.world_size, call.root)
         bounds = banks(schedule.nchunks)
-        way = fused(call.collective, choice.algorithm, equal_blocks=call.equal_blocks) if self._board else None
-        plan = bind(schedule, self.rank, bounds, given) if way is None else Plan((), 0, {}, schedule.nchunks, self.rank)
+        way, plan = None, Plan((), 0, {}, schedule.nchunks, self.rank)
+        if self._board and layout is not None and layout.count > 1:
+            if (on_boards := on_hosts(schedule, layout, self.rank)) is not None:
+                way, plan = on_boards.fused, bind(on_boards.across, self.rank, bounds, given)
+        elif self._board:
+            way = fused(call.collective, choice.algorithm, equal_blocks=call.equal_blocks)
+        if way is None:
+            plan = bind(schedule, self.rank, bounds, given)
         text = f"{call.text} by {choice.algorithm}"
         where = Circumstances(self.mesh, self.group, self.ranks, text)
         prepared = self._prepared[key] = Prepared(call, choice, plan, where, way, bounds)
@@ -246,20 +234,35 @@ class Engine:
 
     def _sit(self, text: str, sequence: int, seconds: float) -> Table:
         """Meet the others at the group's board for the first time, for the call of these words and this number."""
-        self._table = Table(self.mesh, self.group, self.ranks, text, sequence, seconds)
+        layout = self.layout()
+        here = self.ranks if layout is None else [self.ranks[rank] for rank in layout.with_rank(self.rank)]
+        self._table = Table(self.mesh, self.group, here, text, sequence, seconds)
         return self._table
 
     def _choose(self, call: Call) -> Choice:
         if call.algorithm is None:
-            return self._selector.choose(call.collective, call.nbytes, self.world_size, equal_blocks=call.equal_blocks)
-        wanted = algorithms.get(call.collective, call.algorithm)
+            return self._selector.choose(
+                call.collective,
+                call.nbytes,
+                self.world_size,
+                equal_blocks=call.equal_blocks,
+                layout=self.layout(),
+            )
+        wanted = self._selector.admit(call.collective, call.algorithm)
         if wanted.equal_blocks and not call.equal_blocks:
             raise InvalidValue(f"algorithm={call.algorithm!r} needs blocks of one length; {call.text} has several")
         return Choice(call.algorithm, "asked for in the call")
 
     def algorithm_for(self, collective: str, nbytes: int) -> str:
         """The algorithm that a call of S = `nbytes` runs by, with equal blocks and unless it asks for another."""
-        return self._selector.choose(collective, nbytes, self.world_size).algorithm
+        return self._selector.choose(collective, nbytes, self.world_size, layout=self.layout()).algorithm
+
+    def layout(self) -> Layout | None:
+        """Which ranks share a host; None in a job of one. The first look waits for the group's first rank."""
+        layout = self._hosts.layout()
+        if layout is not None and self._clock is not None:
+            self._clock.hosts = layout.hosts
+        return layout
 
     # Point to point
 
@@ -294,6 +297,8 @@ class Engine:
         record, place = self._recorder, self._caller.place()
         serial = record.begin(self._recorded, number, what, nbytes, start, place, kind, POSTED)
         counted = self.statistics.message(operation, nbytes, start)
+        if self._clock is not None:
+            counted = self._clock.message(pending, nbytes, counted)
 
         def note(state: int) -> None:
             record.note(serial, state)

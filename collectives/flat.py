@@ -84,7 +84,8 @@ def all_to_all(
 
     `equal`: all blocks of all ranks have one length. Every rank must say the same, so it can't be found out here.
     """
-    call = Call("all_to_all", f"all_to_all({label})", array.nbytes if equal else 0, 0, options.algorithm, equal)
+    nbytes, own = (array.nbytes, 0) if equal else (0, max(array.nbytes, out.nbytes))
+    call = Call("all_to_all", f"all_to_all({label})", nbytes, 0, options.algorithm, equal, own)
 
     def banks(nchunks: int) -> tuple[Bounds, ...]:
         return block_bounds(blocks, nchunks), block_bounds(out_blocks, nchunks)

@@ -16,6 +16,7 @@ from superpod.collectives.engine import Engine
 from superpod.collectives.runtime import Runtime
 from superpod.collectives.torch_backend_coalesced import SuperpodProcessGroup
 from superpod.collectives.torch_backend_compiled import leave_alone
+from superpod.collectives.torch_backend_steps import mark_steps
 from superpod.collectives.torch_backend_work import JointWork, TorchWork
 from superpod.interconnect.env import Place, Settings
 from superpod.interconnect.errors import InvalidValue
@@ -46,6 +47,7 @@ class _Card:
                 self._groups, self._splits, spans_world = set(), {}, not dist.is_initialized()
             elif not spans_world:
                 runtime.join(ranks, _book(options.store, ranks[rank]))
+            mark_steps(runtime)
             engine = runtime.engine(ranks, options.group_id, options.timeout.total_seconds())
             self._runtime, self._spans_world = runtime, spans_world
             self._groups.add(id(engine))

@@ -54,7 +54,7 @@ class GroupBase(dist.ProcessGroup):
         self._card = card
         self._store = store
         self._name = self._desc = engine.name
-        self._monitored = self._split_count = 0
+        self._monitored = self._split_count = self._issued = 0
         self._block: Block | None = None
         self._block_lock = threading.Lock()
 
@@ -142,7 +142,11 @@ class GroupBase(dist.ProcessGroup):
         return self._store
 
     def _set_sequence_number_for_group(self) -> None:
-        """Nothing to do: a group's collectives are numbered from 0 on every rank."""
+        """Nothing to do: a group's calls are numbered from 0 on every rank."""
+
+    def _get_sequence_number_for_group(self) -> int:
+        """How many collectives and messages this card has issued on the group; gloo's groups count the same calls."""
+        return self._issued
 
     # Its life
 
@@ -207,12 +211,14 @@ class GroupBase(dist.ProcessGroup):
         return block.end()
 
     def _under_way(self, work: TorchWork) -> TorchWork:
-        """What the caller gets of a call that has been issued."""
+        """What the caller gets of a message that has been issued."""
+        self._issued += 1
         return work if (block := self._block) is None or not block.is_mine() else block.add(work)
 
     # For the collectives
 
     def _issue(self, what: str, action: Callable[[], Any], opts: Any, result: Any) -> TorchWork:
+        self._issued += 1
         if (block := self._block) is not None and block.is_mine():
             return block.add(TorchWork(self._engine.issue(what, action, async_op=True), result))
         if getattr(opts, "asyncOp", True):

@@ -60,7 +60,7 @@ def _as_bytes(tensor: Tensor) -> Array:
     if not tensor.numel():
         return np.empty(0, np.uint8)
     if not _numpy_knows(tensor.dtype):
-        tensor = tensor.view(-1).view(torch.uint8)
+        tensor = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)  # a single element may have any stride
     array: Array = tensor.numpy().reshape(-1).view(np.uint8)
     return array
 

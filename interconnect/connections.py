@@ -42,6 +42,14 @@ class Connections:
         self._opened[endpoint] = peer
         self._alive[peer] += 1
 
+    def leads_to(self, endpoint: str) -> int | None:
+        """The peer that this card has connected to there; None if it has not."""
+        return self._opened.get(endpoint)
+
+    def unnamed(self, endpoint: str, descriptor: int) -> bool:
+        """Whether a connection that broke is another's, who has never said who it is."""
+        return endpoint not in self._opened and self._accepted.get(descriptor, _STRANGER) is None
+
     def accepted(self, descriptor: int) -> None:
         """Somebody has connected to this card."""
         self._accepted[descriptor] = None

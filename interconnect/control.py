@@ -21,7 +21,7 @@ import msgpack
 
 from superpod.interconnect.errors import InvalidValue
 
-_FIFO, _CAUSE, _NEWS, _GONE = "abort", "abort.json", "news", "gone-{}"
+_FIFO, _CAUSE, _NEWS, _GONE, _HOST = "abort", "abort.json", "news", "gone-{}", "host"
 _ROOM = socket.CMSG_SPACE(array("i").itemsize)  # for one file descriptor
 _MAX_DATAGRAM = 128 * 1024  # below the kernel's default socket buffer of 208 KiB
 
@@ -50,8 +50,11 @@ class AbortSwitch:
     `note_gone(rank, how)` is milder: a card has ended well, which only concerns those who have yet to meet it.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str = "") -> None:
+        """`host`: the name of this one, in a job of several."""
         self._directory = directory
+        if host:
+            (directory / _HOST).write_text(host)
         os.mkfifo(directory / _FIFO, 0o600)
         self._fd: int | None = os.open(directory / _FIFO, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -87,6 +90,9 @@ class AbortFlag:
         `own_ranks`: this card numbers the others in its own way, so what the launcher says of ranks is of no use.
         """
         self._directory, self._own_ranks = directory, own_ranks
+        self._where = ""
+        with contextlib.suppress(OSError):
+            self._where = " on host " + (directory / _HOST).read_text()
         try:
             self._fd = os.open(directory / _FIFO, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -107,7 +113,7 @@ class AbortFlag:
             return None
         with contextlib.suppress(OSError, ValueError, TypeError):
             return Failure(**json.loads((self._directory / _CAUSE).read_text()))
-        return Failure(-1, "", 0, "the launcher has ended")
+        return Failure(-1, "", 0, "the launcher has ended" + self._where)
 
     def gone(self, rank: int) -> str | None:
         """How `rank` has ended, though the job goes on; None while it has not. Costs one system call."""

@@ -3,8 +3,13 @@
 Read by a card:
     SUPERPOD_DIR            the job's directory (0700): sockets, abort flag, news. Written by superpod-run.
     SUPERPOD_STORE          endpoint of the launcher's own key-value store. Written by superpod-run.
+    SUPERPOD_SECRET         64 hexadecimal digits that only the job's cards know. Written by superpod-run
+    SUPERPOD_ADDRESS        where other hosts reach this one. Written by superpod-run
+    SUPERPOD_INTERFACE      eth0,^docker0: the interfaces from which to choose it, when nobody has said it
+    SUPERPOD_PORTS          0 (default: the kernel chooses) or 29600-29700: where cards listen for other hosts
+    SUPERPOD_ENCRYPTION     on (default) or off: between hosts; off only where nobody else can get at the network
     SUPERPOD_LINK           auto (default), zmq or shm: what carries the payload; shm: shared memory, on one host; auto:
-                            shared memory where all cards are on one host that can have it, else ZeroMQ
+                            shared memory between cards of one host where it can be had, else ZeroMQ
     SUPERPOD_ZMQ_TRANSPORT  ipc (default) or tcp: how ZeroMQ connects cards of one host
     SUPERPOD_DEBUG          off (default) or info: say on stderr which algorithm was chosen and why
     SUPERPOD_TIMEOUT        longest wait of one call, 0.1 s or more (default 30m); torch groups bring their own
@@ -12,6 +17,12 @@ Read by a card:
     SUPERPOD_WINDOW         most bytes under way from one card to another (default 4M)
     SUPERPOD_WATCHDOG       after so long a wait, and at growing intervals, say who waits for whom (default 0: never)
     SUPERPOD_RECORD         how many calls a card's flight recorder remembers (default 512; 0: none)
+    SUPERPOD_DETERMINISTIC  1: results have the same bits whatever the size, the algorithm and the link (default 0)
+    SUPERPOD_TOPOLOGY       the machine that the modelled clock goes by: a preset or a TOML file (default: no clock)
+    SUPERPOD_PLACEMENT      packed (default), spread or a list: which of its cards the ranks sit on
+    SUPERPOD_MACHINE_FAULTS what is wrong with it: "straggler 7:2, cut 0-1" (default: nothing)
+    SUPERPOD_TIME_SCALE     above 0: its links really take their time, so many times as long (default 0: they do not)
+    SUPERPOD_HBM            bytes that a card of superpod-run may allocate beyond what it starts with (default: any)
     SUPERPOD_<COLLECTIVE>   which algorithm for which size: "tree:0-65536;ring:65537-max"
 and glibc's MALLOC_* and GLIBC_TUNABLES, torchrun's RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
 
@@ -21,7 +32,8 @@ unchanged:
     LOCAL_RANK, LOCAL_WORLD_SIZE            the same among the cards of this host
     GROUP_RANK, GROUP_WORLD_SIZE            the host's number and how many hosts the job has
     ROLE_RANK, ROLE_WORLD_SIZE, ROLE_NAME   as RANK and WORLD_SIZE; there is one role, "default"
-    MASTER_ADDR, MASTER_PORT                where torch's store listens; an address, so no name is looked up
+    MASTER_ADDR, MASTER_PORT                where torch's store is reached: on this host's loopback, whichever host it
+                                            is on, for it is open to whoever reaches it
     TORCHELASTIC_USE_AGENT_STORE            True: the launcher hosts torch's store, every card is its client
     TORCHELASTIC_RUN_ID                     the job's name
     TORCHELASTIC_RESTART_COUNT, TORCHELASTIC_MAX_RESTARTS   0: a job that failed is not restarted
@@ -32,7 +44,12 @@ unchanged:
 
 Read by superpod-run itself:
     PET_NPROC_PER_NODE      the number of cards when -n does not say it, as for torchrun
+    PET_NNODES, PET_NODE_RANK, PET_RDZV_ENDPOINT (or PET_MASTER_ADDR and PET_MASTER_PORT), PET_RDZV_BACKEND, PET_RDZV_ID
+                            torchrun's options of these names, where they are not given
+    SLURM_PROCID, SLURM_STEP_NUM_TASKS (or SLURM_NTASKS), SLURM_STEP_NODELIST, SLURM_STEP_ID, SLURM_JOB_ID
+                            the place in a step that srun has started; in an sbatch shell they are not acted upon
     XDG_RUNTIME_DIR         where the job's directory lies, if it is set and can be written; else the temporary one
+    SUPERPOD_SSH            the command that reaches other hosts (default ssh), with options: "ssh -p 2222"
     NO_COLOR                if set, no colours on a terminal
 """
 
@@ -40,11 +57,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from superpod.interconnect import env_hosts
+from superpod.interconnect.env_hosts import BetweenHosts
+from superpod.interconnect.env_hosts import HostPlace as HostPlace
+from superpod.interconnect.env_nodes import NodeVariables, SlurmStep
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import parse_seconds, parse_size
 
@@ -68,10 +89,26 @@ TRANSPORTS = ("ipc", "tcp")
 DEBUG_LEVELS = ("off", "info")
 MOST_RECORDS = 1 << 20  # of 248 bytes each
 LEAST_TIMEOUT = 0.1  # seconds; cards that are started together join within less only by luck
-_OWN = ("DIR", "STORE", "LINK", "ZMQ_TRANSPORT", "DEBUG", "TIMEOUT", "SEGMENT", "WINDOW", "WATCHDOG", "RECORD")
+_OWN = (
+    "DIR",
+    "STORE",
+    "LINK",
+    "ZMQ_TRANSPORT",
+    "DEBUG",
+    "TIMEOUT",
+    "SEGMENT",
+    "WINDOW",
+    "WATCHDOG",
+    "RECORD",
+    "DETERMINISTIC",
+)
+_MODEL = ("TOPOLOGY", "PLACEMENT", "MACHINE_FAULTS", "TIME_SCALE", "HBM")
+_LAUNCHERS = ("SSH",)
 _PREFIX = "SUPERPOD_"
 _QUICK_NAMES = "timeout:1 attempts:5"  # for the C library's resolver: as patient in all, but it asks again sooner
-VARIABLES = tuple(_PREFIX + name for name in (*_OWN, *(collective.upper() for collective in COLLECTIVES)))
+VARIABLES = tuple(
+    _PREFIX + name for name in (*_OWN, *env_hosts.VARIABLES, *_MODEL, *_LAUNCHERS, *(c.upper() for c in COLLECTIVES))
+)
 """Every variable that is superpod's own."""
 CARD_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 """What tells a card which one it is; a process that only prepares cards has none of it."""
@@ -91,6 +128,13 @@ class Settings:
     window: int = 4 << 20
     watchdog: float = 0.0
     record: int = 512
+    deterministic: bool = False
+    topology: str | None = None
+    placement: str = "packed"
+    machine_faults: str = ""
+    time_scale: float = 0.0
+    hbm: int | None = None
+    hosts: BetweenHosts = field(default_factory=BetweenHosts)
     overrides: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
@@ -109,6 +153,13 @@ class Settings:
             window=_read(env, "SUPERPOD_WINDOW", parse_size, default.window),
             watchdog=_read(env, "SUPERPOD_WATCHDOG", parse_seconds, default.watchdog),
             record=_read(env, "SUPERPOD_RECORD", _whole, default.record),
+            deterministic=_read(env, "SUPERPOD_DETERMINISTIC", _one_of(("0", "1")), "0") == "1",
+            topology=env.get("SUPERPOD_TOPOLOGY") or None,
+            placement=env.get("SUPERPOD_PLACEMENT") or default.placement,
+            machine_faults=env.get("SUPERPOD_MACHINE_FAULTS", ""),
+            time_scale=_read(env, "SUPERPOD_TIME_SCALE", _scale, default.time_scale),
+            hbm=_read(env, "SUPERPOD_HBM", parse_size, None),
+            hosts=BetweenHosts.read(env),
             overrides={c: env[v] for c in COLLECTIVES if env.get(v := f"SUPERPOD_{c.upper()}")},
         )
         if settings.timeout < LEAST_TIMEOUT:
@@ -161,13 +212,6 @@ class Place:
         return False
 
 
-def on_one_host(environ: Mapping[str, str] | None = None) -> bool:
-    """Whether the launcher, or torchrun, says that all cards are on this host, or says nothing about it."""
-    env = os.environ if environ is None else environ
-    cards = _read(env, "WORLD_SIZE", _whole, 1)
-    return _read(env, "LOCAL_WORLD_SIZE", _whole, cards) >= cards
-
-
 @dataclass(frozen=True, slots=True)
 class LauncherSettings:
     """What the environment says to superpod-run itself. `runtime_directory` is None where there is none."""
@@ -175,6 +219,7 @@ class LauncherSettings:
     nproc_per_node: int = 1
     runtime_directory: str | None = None
     colour: bool = True
+    ssh: str = "ssh"
 
     @staticmethod
     def read(environ: Mapping[str, str] | None = None) -> LauncherSettings:
@@ -184,6 +229,7 @@ class LauncherSettings:
             nproc_per_node=_read(env, "PET_NPROC_PER_NODE", _whole, 1),
             runtime_directory=env.get("XDG_RUNTIME_DIR") or None,
             colour=not env.get("NO_COLOR"),
+            ssh=env.get("SUPERPOD_SSH") or "ssh",
         )
 
 
@@ -202,38 +248,80 @@ def _nearest(name: str) -> str | None:
 
 
 def worker_environment(
-    place: Place, *, directory: Path, store: str, master_port: int, environ: Mapping[str, str] | None = None
+    place: Place,
+    host: HostPlace | None = None,
+    *,
+    directory: Path,
+    store: str,
+    master_port: int,
+    environ: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The variables that superpod-run sets for the card at `place`, all on one host; see the top of the file.
+    """The variables that superpod-run sets for the card at `place`; see the top of the file.
 
     Args:
-        directory: the job's directory.
-        store: endpoint of the launcher's own key-value store.
-        master_port: where torch's store listens on 127.0.0.1.
+        host: None: the only one of the job.
+        directory: the job's directory on this host.
+        store: endpoint of the launcher's own key-value store, or of this host's branch of it.
+        master_port: where torch's store is to be reached on this host's loopback.
         environ: the launcher's environment (the process's own by default): what it says of OMP_NUM_THREADS stays.
     """
     env = os.environ if environ is None else environ
-    rank, world_size = str(place.rank), str(place.world_size)
+    rank, world_size, host = str(place.rank), str(place.world_size), host or HostPlace()
+    between_hosts = {"SUPERPOD_ADDRESS": host.address, "SUPERPOD_SECRET": host.secret}
     return {
         "RANK": rank,
         "WORLD_SIZE": world_size,
         "LOCAL_RANK": str(place.local_rank),
         "LOCAL_WORLD_SIZE": str(place.local_world_size),
-        "GROUP_RANK": "0",
-        "GROUP_WORLD_SIZE": "1",
+        "GROUP_RANK": str(host.number),
+        "GROUP_WORLD_SIZE": str(host.count),
         "ROLE_RANK": rank,
         "ROLE_WORLD_SIZE": world_size,
         "ROLE_NAME": "default",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(master_port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RUN_ID": directory.name,
+        "TORCHELASTIC_RUN_ID": host.job or directory.name,
         "TORCHELASTIC_RESTART_COUNT": "0",
         "TORCHELASTIC_MAX_RESTARTS": "0",
         "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", "1"),
         "SUPERPOD_DIR": str(directory),
         "SUPERPOD_STORE": store,
+        **{name: value for name, value in between_hosts.items() if value},
     }
+
+
+_TRAVELLING = ("SUPERPOD_", "OMP_", "MKL_", "PYTHON", "TORCH", "MALLOC_", "GLIBC_TUNABLES")
+_STAYING = ("SUPERPOD_DIR", "SUPERPOD_STORE", "SUPERPOD_SECRET", "SUPERPOD_ADDRESS", "SUPERPOD_SSH")
+
+
+def travelling_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What superpod-run hands on to a job's other hosts unasked: settings of superpod, Python, torch, OpenMP, glibc."""
+    env = os.environ if environ is None else environ
+    return {name: env[name] for name in env if name.startswith(_TRAVELLING) and name not in _STAYING}
+
+
+def exported(names: Collection[str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Those of `names` that are set, with their values: superpod-run's -x."""
+    env = os.environ if environ is None else environ
+    return {name: env[name] for name in names if name in env}
+
+
+def node_variables(environ: Mapping[str, str] | None = None) -> NodeVariables:
+    """What torchrun's variables say of a job's nodes."""
+    return NodeVariables.read(os.environ if environ is None else environ)
+
+
+def slurm_step(environ: Mapping[str, str] | None = None) -> SlurmStep | None:
+    """This process's place in a step that Slurm's srun has started, if it is in one."""
+    return SlurmStep.read(os.environ if environ is None else environ)
+
+
+def ssh_connection(environ: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """For a process that ssh started here: the addresses of the host it came from and of this one; else "" twice."""
+    env = os.environ if environ is None else environ
+    parts = env.get("SSH_CONNECTION", "").split()
+    return (parts[0], parts[2]) if len(parts) == 4 else ("", "")
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
@@ -291,6 +379,16 @@ def _whole(text: str) -> int:
         return int(text)
     except ValueError:
         raise InvalidValue("must be a whole number, such as 4") from None
+
+
+def _scale(text: str) -> float:
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = -1.0
+    if not 0 <= scale < float("inf"):
+        raise InvalidValue("must be a number, 0 (off) or more, such as 1000")
+    return scale
 
 
 def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:

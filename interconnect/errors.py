@@ -6,6 +6,7 @@ SuperpodError                     (RuntimeError)
 ├── BadFrame                      a foreign or torn message arrived: what was wrong with it
 ├── LinkClosed                    the card's own mesh is closed
 ├── DeadlineExceeded              (TimeoutError) a wait took longer than it may: whom it waited for, in what
+├── OutOfMemory                   (MemoryError)  a card's memory budget does not suffice: rank, budget
 ├── CollectiveMismatch            two ranks made different calls: both ranks, both calls
 └── JobFailure                    another card ended the job
     ├── PeerLost                  a card died or left: rank, cause
@@ -39,6 +40,10 @@ class LinkClosed(SuperpodError):
 
 class DeadlineExceeded(SuperpodError, TimeoutError):
     """A wait took longer than its deadline. The message names the ranks waited for, the call and the seconds."""
+
+
+class OutOfMemory(SuperpodError, MemoryError):
+    """A card's memory budget does not suffice for what it was asked for. The message names the card and the budget."""
 
 
 class CollectiveMismatch(SuperpodError):

@@ -6,9 +6,12 @@ for cards that are threads of one process.
 
 from __future__ import annotations
 
+import hmac
+import select
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +19,12 @@ import msgpack
 import zmq
 
 from superpod.interconnect.errors import DeadlineExceeded, InvalidValue, JobFailure, LinkClosed
+from superpod.interconnect.secret import JobSecret
+from superpod.interconnect.zmq_keys import Doorkeeper, KeyPair, knock, let_in, listen
 
 MAX_VALUE = 64 * 1024  # bytes of one key or value
+_ROLE = "store"
+_SIGNATURE = 32  # bytes
 
 
 class Store(Protocol):
@@ -82,12 +89,26 @@ class DictStore:
 class LauncherStore:
     """A card's end of the launcher's own store. One request at a time; any thread."""
 
-    def __init__(self, endpoint: str, context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:
-        """`context`: one that the process has already; None makes one, which goes with the store."""
+    def __init__(
+        self,
+        endpoint: str,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        secret: JobSecret | None = None,
+    ) -> None:
+        """Go where a StoreServer with the same secret listens.
+
+        Args:
+            context: one that the process has already; None makes one, which goes with the store.
+            secret: the job's; it counts for an endpoint of tcp only, for others are this user's anyway.
+        """
         self._own_context = zmq.Context(io_threads=1) if context is None else None
         self._socket = (context or self._own_context).socket(zmq.DEALER)  # type: ignore[union-attr]
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # so that sending never blocks, even if nobody serves
+        self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
+        if secret is not None and endpoint.startswith("tcp:"):
+            pair = KeyPair.of(secret, _ROLE)
+            knock(self._socket, pair, pair.public)
         self._socket.connect(endpoint)
         self._lock = threading.Lock()
         self._request = 0
@@ -125,25 +146,59 @@ class LauncherStore:
 
 
 class StoreServer:
-    """The launcher's store. It owns no thread: poll `fileno()`, then call `serve()`, which never blocks."""
+    """The launcher's store. It owns no thread: poll `fileno()`, then call `serve()`, which never blocks.
 
-    def __init__(self, endpoint: str) -> None:
+    With `upstream` it is a branch of another store: `upstream("set", key, value)` is called for what is set here, and
+    `upstream("get", key, b"")` for the first who asks for a key that is unknown here; `offer` then brings the value.
+    """
+
+    def __init__(
+        self, endpoint: str, secret: JobSecret | None = None, upstream: Callable[[str, str, bytes], None] | None = None
+    ) -> None:
+        """Listen at `endpoint`: ipc://path, or tcp://address:port, where port 0 and ranges are possible.
+
+        Args:
+            secret: the job's. For tcp: only those who know it are let in, and what is said is encrypted.
+            upstream: tells the store that this one is a branch of.
+        Raises:
+            InvalidValue: it cannot listen there.
+        """
+        if secret is None and endpoint.startswith("tcp:"):
+            raise InvalidValue(f"a store at {endpoint} needs the job's secret, or anybody could write into it")
+        secret = secret if endpoint.startswith("tcp:") else None
         self._context = zmq.Context(io_threads=1)
+        self._door = None if secret is None else Doorkeeper(self._context, _only(KeyPair.of(secret, _ROLE)))
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_VALUE + 1024)
-        self._socket.setsockopt(zmq.BACKLOG, 4096)
-        self._socket.bind(endpoint)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, 0),
+            (zmq.MAXMSGSIZE, 2 * MAX_VALUE + 1024),
+            (zmq.BACKLOG, 4096),
+        ):
+            self._socket.setsockopt(option, value)
+        if secret is not None and self._door is not None:
+            self._door.watch(self._socket)
+            let_in(self._socket, KeyPair.of(secret, _ROLE))
+        try:
+            self.endpoint = listen(self._socket, endpoint)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise InvalidValue(f"the launcher's store cannot listen at {endpoint}: {error.strerror}") from error
+        self._poll = select.epoll()
+        for descriptor in (self._socket.FD, *([] if self._door is None else self._door.descriptors)):
+            self._poll.register(descriptor, select.EPOLLIN)
         self._file = endpoint.removeprefix("ipc://") if endpoint.startswith("ipc:///") else None
+        self._upstream = upstream
         self._values: dict[str, bytes] = {}
         self._waiting: dict[str, dict[bytes, int]] = defaultdict(dict)  # key → client → its latest request
 
     def fileno(self) -> int:
-        return int(self._socket.FD)
+        return self._poll.fileno()
 
     def serve(self) -> None:
         """Handle every request that has arrived; a request that makes no sense is left unanswered."""
+        if self._door is not None:
+            self._door.serve()
         while True:
             try:
                 client, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -154,16 +209,33 @@ class StoreServer:
 
     def _handle(self, client: bytes, operation: str, request: int, key: str, value: bytes) -> None:
         if operation == "set":
-            self._values[key] = value
-            for waiter, number in self._waiting.pop(key, {}).items():
-                self._socket.send_multipart([waiter, msgpack.packb((number, value))])
+            self._keep(key, value)
+            if self._upstream is not None:
+                self._upstream("set", key, value)
         elif operation == "get":
             if key in self._values:
                 self._socket.send_multipart([client, msgpack.packb((request, self._values[key]))])
             else:
+                first = key not in self._waiting
                 self._waiting[key][client] = request
+                if first and self._upstream is not None:
+                    self._upstream("get", key, b"")
+
+    def _keep(self, key: str, value: bytes) -> None:
+        self._values[key] = value
+        for waiter, number in self._waiting.pop(key, {}).items():
+            self._socket.send_multipart([waiter, msgpack.packb((number, value))])
+
+    def offer(self, key: str, value: bytes) -> None:
+        """A value from upstream."""
+        self._keep(key, value)
+        self.serve()  # sending may have taken the news of an arrival, which `fileno()` tells once only
 
     def close(self) -> None:
+        self._poll.close()
+        if self._door is not None:
+            self._socket.disable_monitor()
+            self._door.close()
         self._socket.close()
         self._context.term()
         if self._file is not None:
@@ -171,27 +243,72 @@ class StoreServer:
 
 
 class AddressBook:
-    """The cards' addresses in a store, under a prefix that tells this mesh from the next one in the same store."""
+    """The cards' addresses in a store, under a prefix that tells this mesh from the next one in the same store.
 
-    def __init__(self, store: Store, prefix: str) -> None:
+    With the job's secret all that is in it is signed, so that a store that is open to others can withhold addresses,
+    but not make them up.
+    """
+
+    def __init__(self, store: Store, prefix: str, secret: JobSecret | None = None) -> None:
         self._store = store
         self._prefix = prefix
+        self._secret = secret
 
     def beside(self, name: str) -> AddressBook:
         """A book in the same store for other addresses of the same cards."""
-        return AddressBook(self._store, f"{self._prefix}/{name}")
+        return AddressBook(self._store, f"{self._prefix}/{name}", self._secret)
+
+    def signed(self, secret: JobSecret | None) -> AddressBook:
+        """The same book, with everything signed."""
+        return AddressBook(self._store, self._prefix, secret)
 
     def publish(self, rank: int, address: str) -> None:
-        self._store.set(f"{self._prefix}/{rank}", address.encode())
+        self.note(str(rank), address)
 
     def find(self, rank: int, timeout: float) -> str:
-        """Raises DeadlineExceeded naming the rank that never published its address."""
+        """Raises DeadlineExceeded naming the rank that never published its address, InvalidValue for a forged one."""
         try:
-            return self._store.get(f"{self._prefix}/{rank}", timeout).decode()
+            value = self._store.get(f"{self._prefix}/{rank}", timeout)
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"rank {rank} has not joined within {timeout:.1f} s: it is not started, or dead"
             ) from error
+        text = self._opened(str(rank), value)
+        if text is None:
+            raise InvalidValue(
+                f"the address of rank {rank} is not signed with this job's secret: give all cards the same "
+                "SUPERPOD_SECRET; if they have it, somebody else writes into the store in which they meet"
+            )
+        return text
+
+    def note(self, name: str, text: str) -> None:
+        """Put something else into the book."""
+        key, value = f"{self._prefix}/{name}", text.encode()
+        self._store.set(key, value if self._secret is None else self._secret.sign(_entry(key, value)) + value)
+
+    def knows(self, name: str) -> bool:
+        """Whether there is now something under this name that a card has put there."""
+        try:
+            return self._opened(name, self._store.get(f"{self._prefix}/{name}", 0)) is not None
+        except DeadlineExceeded:
+            return False
+
+    def _opened(self, name: str, value: bytes) -> str | None:
+        """What a value says, None if it was made up."""
+        if self._secret is None:
+            return value.decode(errors="replace")
+        signature, value = value[:_SIGNATURE], value[_SIGNATURE:]
+        genuine = self._secret.check(_entry(f"{self._prefix}/{name}", value), signature)
+        return value.decode(errors="replace") if genuine else None
+
+
+def _entry(key: str, value: bytes) -> bytes:
+    """What is signed: the value and where it stands."""
+    return b"%d %s %s" % (len(key), key.encode(), value)
+
+
+def _only(pair: KeyPair) -> Callable[[bytes], bool]:
+    return lambda key: hmac.compare_digest(key, pair.public)
 
 
 def _parse(parts: list[bytes]) -> tuple[str, int, str, bytes] | None:

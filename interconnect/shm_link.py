@@ -26,6 +26,7 @@ from pathlib import Path
 from superpod.interconnect import shm_sockets
 from superpod.interconnect.errors import BadFrame, InvalidValue
 from superpod.interconnect.forked import call_in_child
+from superpod.interconnect.host import Address, host_id
 from superpod.interconnect.link import Arrival, Broken, Buffer, Refused
 from superpod.interconnect.shm_connection import Connection
 from superpod.interconnect.shm_inbox import Inbox
@@ -74,7 +75,8 @@ class ShmLink:
         except InvalidValue:
             self._inbox.close()
             raise
-        self._address = f"{endpoint}#{self._token.hex()}#{_host_id()}"
+        self._host = host_id()
+        self._address = Address(endpoint, self._token.hex(), self._host).text()
         self._slots: list[Connection] = []
         self._routes: dict[int, Connection] = {}  # peer → the connection that frames to it take
         self._lines: dict[int, Connection | socket.socket] = {}  # descriptor → whose it is; a socket: nobody's yet
@@ -101,8 +103,8 @@ class ShmLink:
     # Meeting
 
     def connect(self, peer: int, address: str) -> None:
-        endpoint, token, host = address.rsplit("#", 2)
-        if host != _host_id():
+        endpoint, token, host, _ = Address.parse(address)
+        if host != self._host:
             raise InvalidValue(f"rank {peer} is on another host ({endpoint}), with which no memory can be shared")
         try:
             connection = Connection.open(self.rank, peer, endpoint, bytes.fromhex(token), self._ring, self._inbox)
@@ -332,6 +334,10 @@ class ShmLink:
             self._woken = True
             self._inbox.ring()
 
+    def wait_for(self, fd: int) -> None:
+        """From now on `wait` also returns while `fd` is readable."""
+        self._poll.register(fd, select.EPOLLIN)
+
     def watch(self, fd: int) -> None:
         self._watched.add(fd)
         self._poll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
@@ -370,8 +376,3 @@ class ShmLink:
         self._sockets.close()
         self._poll.close()
         self._inbox.close()
-
-
-def _host_id() -> str:
-    """What tells this host from every other; the same in all its processes."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -7,6 +7,9 @@ the process if somebody has taken a name that it is to give to a connection. Fra
 exists and stay on it, which keeps their order. The high-water marks are off: the mesh's credits bound what is under
 way.
 
+Between hosts everything is encrypted, names included, and only those get as far as naming themselves whom the
+doorkeeper lets in (zmq_keys.py). That a host has vanished is noticed by the kernel: nothing comes from it for so long.
+
 A frame is [route, u16 length + header + small payload] or [route, u16 length + header, payload].
 """
 
@@ -19,6 +22,7 @@ import secrets
 import select
 import struct
 import time
+from collections import deque
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -28,8 +32,12 @@ import zmq
 from superpod.interconnect.allocator import keep_freed_memory
 from superpod.interconnect.connections import Connections
 from superpod.interconnect.errors import BadFrame, InvalidValue
+from superpod.interconnect.host import Address, host_id
+from superpod.interconnect.interfaces import tcp_endpoint
+from superpod.interconnect.keys import Keys
 from superpod.interconnect.link import Arrival, Broken, Buffer, Refused
 from superpod.interconnect.wire import MAX_HEADER
+from superpod.interconnect.zmq_keys import FAILED, Doorkeeper, knock, let_in, listen
 
 INLINE = 4096  # bytes; below it a frame of its own costs more than copying the payload behind the header
 _PREFIX = struct.Struct("<H")
@@ -37,6 +45,7 @@ _MORE = int(zmq.SNDMORE)
 _EVENT = struct.Struct("=Hi")
 _TOKEN = 8  # bytes
 _SETTLE = 1.0  # seconds that ZeroMQ's thread may need to be scheduled, on a machine with many cards
+_VANISHED = 3  # seconds without a sign of life after which the kernel gives up a connection to another host
 _MAX_FRAME = (64 << 20) + MAX_HEADER  # bytes; the largest segment that env.py allows
 
 
@@ -46,16 +55,31 @@ class ZmqLink:
     name = "zmq"
     fleeting = False
 
-    def __init__(self, rank: int, *, directory: Path | None = None, transport: str = "ipc") -> None:
+    def __init__(
+        self,
+        rank: int,
+        *,
+        directory: Path | None = None,
+        transport: str = "ipc",
+        between_hosts: str | None = None,
+        keys: Keys | None = None,
+    ) -> None:
         """Listen for other cards.
 
         Args:
             rank: this card.
             directory: the job's 0700 directory for ipc's socket file; None takes a name without a file.
             transport: "ipc", or "tcp" on the loopback interface at a port of the kernel's choice.
+            between_hosts: this link is for cards of other hosts; the endpoint that it listens at (tcp_endpoint).
+            keys: encrypt, and let in only those who have one of them.
+        Raises:
+            InvalidValue: it cannot listen there.
         """
         keep_freed_memory()
         self.rank = rank
+        self.keys, self._far, self._host = keys, between_hosts is not None, host_id()
+        self._file: Path | None = None
+        place = between_hosts or self._place(directory, transport)
         self.context = zmq.Context(io_threads=1)
         self._pid = os.getpid()
         self._token, self._secret = secrets.token_bytes(_TOKEN), secrets.token_bytes(_TOKEN)
@@ -63,18 +87,15 @@ class ZmqLink:
         base: Any = super(zmq.Socket, self._socket)  # pyzmq's compiled half: the other half takes its time with checks
         self._send, self._recv = base.send, base.recv
         self._configure()
-        self._file: Path | None = None
-        try:
-            self._endpoint = self._bind(directory, transport)
-        except InvalidValue:
-            self.context.destroy(linger=0)
-            raise
-        self._address = f"{self._endpoint}#{self._token.hex()}#{_host_id()}"
+        self._door = None if keys is None else Doorkeeper(self.context, keys.admits)
+        self._address = self._listen(place).text()
         self._monitor = self._make_monitor()
         self._routes: dict[int, bytes] = {}  # peer → the route that frames to it take
         self._senders: dict[bytes, int] = {}  # route → peer
         self._connections = Connections()
         self._broken: set[int] = set()
+        self._kept_out: set[int] = set()  # peers that ended the connection before it had come to be
+        self._turned_away: deque[Refused] = deque()
         self._over: list[str] = []  # endpoints that this card had connected to, and must not again
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._incoming, self._reports = [(self._socket, zmq.POLLIN)], [(self._monitor, zmq.POLLIN)]
@@ -95,33 +116,43 @@ class ZmqLink:
             (zmq.RECONNECT_IVL, 20),  # ms; only until the peer listens, a broken connection is given up
             (zmq.RECONNECT_IVL_MAX, 500),  # ms
             (zmq.MAXMSGSIZE, _MAX_FRAME),
-            (zmq.IPV6, 1),
+            *(_BETWEEN_HOSTS if self._far else ()),
         ):
             self._socket.setsockopt(option, value)
 
-    def _bind(self, directory: Path | None, transport: str) -> str:
+    def _place(self, directory: Path | None, transport: str) -> str:
+        """Where to listen within the host."""
         if transport == "tcp":
-            wanted = "tcp://127.0.0.1:0"
-        elif directory is None:
-            wanted = f"ipc://@superpod-{secrets.token_hex(8)}"
-        else:
-            name = self._file = directory / f"r{self.rank}-{secrets.token_hex(4)}"
-            wanted = f"ipc://{name}"
-            if len(os.fsencode(name)) > zmq.IPC_PATH_MAX_LEN:
-                raise InvalidValue(
-                    f"socket path {name} is longer than the {zmq.IPC_PATH_MAX_LEN} bytes that the system allows; "
-                    "set TMPDIR or XDG_RUNTIME_DIR to a shorter directory"
-                )
+            return tcp_endpoint("127.0.0.1")
+        if directory is None:
+            return f"ipc://@superpod-{secrets.token_hex(8)}"
+        name = self._file = directory / f"r{self.rank}-{secrets.token_hex(4)}"
+        if len(os.fsencode(name)) > zmq.IPC_PATH_MAX_LEN:
+            raise InvalidValue(
+                f"socket path {name} is longer than the {zmq.IPC_PATH_MAX_LEN} bytes that the system allows; "
+                "set TMPDIR or XDG_RUNTIME_DIR to a shorter directory"
+            )
+        return f"ipc://{name}"
+
+    def _listen(self, wanted: str) -> Address:
+        if self.keys is not None:
+            let_in(self._socket, self.keys.own)
+        if wanted.startswith("ipc:"):
+            self._socket.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
         try:
-            self._socket.bind(wanted)
+            endpoint = listen(self._socket, wanted, first=self.rank)  # a range has room for all: each begins elsewhere
         except zmq.ZMQError as error:
+            self.context.destroy(linger=0)
             raise InvalidValue(f"rank {self.rank} cannot listen at {wanted}: {error.strerror}") from error
-        return self._socket.get_string(zmq.LAST_ENDPOINT)
+        if self._door is not None:
+            self._door.start()
+        return Address(endpoint, self._token.hex(), self._host, "" if self.keys is None else self.keys.own.public.hex())
 
     def _make_monitor(self) -> zmq.Socket[bytes]:
         """Where ZeroMQ tells what becomes of connections."""
         name = f"inproc://monitor-{id(self)}"
-        self._socket.monitor(name, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
+        kinds = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+        self._socket.monitor(name, kinds if self.keys is None else kinds | FAILED)
         monitor = self.context.socket(zmq.PAIR)
         monitor.setsockopt(zmq.RCVHWM, 0)  # or ZeroMQ's own thread, and with it every message, would wait for a reader
         monitor.connect(name)
@@ -132,12 +163,20 @@ class ZmqLink:
         return self._address
 
     def connect(self, peer: int, address: str) -> None:
-        endpoint, token, host = address.rsplit("#", 2)
-        if host != _host_id():
-            raise InvalidValue(f"rank {peer} is on another host ({endpoint}); this version joins cards of one host")
+        endpoint, token, host, key = Address.parse(address)
+        if host != self._host and not self._far:
+            raise InvalidValue(other_host(peer, endpoint))
+        if (self.keys is None) != (not key):
+            raise InvalidValue(
+                f"rank {peer} {'encrypts' if key else 'does not encrypt'} what goes between hosts, rank {self.rank} "
+                f"{'does not' if key else 'does'}; set SUPERPOD_ENCRYPTION alike for all cards"
+            )
         route = b"o" + self._secret + b"%d" % peer
         self._socket.setsockopt(zmq.ROUTING_ID, b"i" + bytes.fromhex(token) + b"%d" % self.rank)
         self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, route)
+        self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
+        if self.keys is not None:
+            knock(self._socket, self.keys.own, self.keys.of_peer(key))
         self._socket.connect(endpoint)
         self._connections.opened(endpoint, peer)
         self._senders[route] = peer
@@ -192,8 +231,12 @@ class ZmqLink:
         while self._over:  # only now: it drops what came on the connection and was not taken
             with contextlib.suppress(zmq.ZMQError):
                 self._socket.disconnect(self._over.pop())
+        if self._turned_away:
+            return self._turned_away.popleft()
         if (broken := self._connections.lost(time.monotonic())) is not None:
             self._broken.add(broken.peer)
+            if broken.peer in self._kept_out:
+                return Broken(broken.peer, _KEPT_OUT)
         return broken
 
     def _sort(self, route: bytes, parts: list[zmq.Frame]) -> Arrival | Refused | None:
@@ -239,6 +282,12 @@ class ZmqLink:
             if kind == zmq.EVENT_ACCEPTED:
                 self._connections.accepted(value)
                 continue
+            if kind & FAILED:  # that it broke comes after it
+                if (peer := self._connections.leads_to(endpoint)) is not None:
+                    self._kept_out.add(peer)
+                continue
+            if self.keys is not None and self._connections.unnamed(endpoint, value):
+                self._turned_away.append(Refused(BadFrame("connection from somebody who showed no key of this job")))
             refused = kind == zmq.EVENT_CONNECT_RETRIED
             over = (
                 self._connections.refused(endpoint, now) if refused else self._connections.broke(endpoint, value, now)
@@ -246,11 +295,23 @@ class ZmqLink:
             if over:
                 self._over.append(endpoint)
 
-    def wait(self, seconds: float) -> bool:
+    def fileno(self) -> int:
+        """What is readable when `take` may have something."""
+        return self._poll.fileno()
+
+    def patience(self, seconds: float) -> float:
+        """How much of a wait of `seconds` may pass before `take` is to be called though nothing has happened."""
         if (look_at := self._connections.look_at) < inf:
             seconds = min(seconds, look_at - time.monotonic())
+        return max(seconds, 0)
+
+    def wait_for(self, fd: int) -> None:
+        """From now on `wait` also returns while `fd` is readable."""
+        self._poll.register(fd, select.EPOLLIN)
+
+    def wait(self, seconds: float) -> bool:
         watched = False
-        for fd, _ in self._poll.poll(max(seconds, 0)):
+        for fd, _ in self._poll.poll(self.patience(seconds)):
             if fd in self._watched:
                 watched = True
             elif fd == self._wake_fd:
@@ -276,6 +337,8 @@ class ZmqLink:
             self._settle()
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
+        if self._door is not None:
+            self._door.close()
         self._socket.close(linger=int(linger * 1000))
         self.context.destroy()
         if self._file is not None:
@@ -311,6 +374,19 @@ def _descriptor(frame: zmq.Frame) -> int:
         return -1
 
 
-def _host_id() -> str:
-    """What tells this host from every other; the same in all its processes."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def other_host(peer: int, endpoint: str) -> str:
+    """Why a card that only listens within its host cannot meet `peer`."""
+    return (
+        f"rank {peer} is on another host ({endpoint}), and this card was not told that there is one; start with "
+        "superpod-run --hosts or torchrun, or set LOCAL_WORLD_SIZE to the number of cards of this host"
+    )
+
+
+_KEPT_OUT = "ended the connection before it had come to be: it died, or it has another SUPERPOD_SECRET"
+_BETWEEN_HOSTS = (
+    (zmq.TCP_KEEPALIVE, 1),
+    (zmq.TCP_KEEPALIVE_IDLE, 1),  # seconds
+    (zmq.TCP_KEEPALIVE_INTVL, 1),  # seconds
+    (zmq.TCP_KEEPALIVE_CNT, _VANISHED - 1),
+    (zmq.TCP_MAXRT, _VANISHED * 1000),  # ms
+)

@@ -1,7 +1,8 @@
-"""One per host: starts the zygote and through it the cards, watches them, and ends the job.
+"""One per host: starts the zygote and through it the cards, watches them, and does what the head of the job says.
 
-One loop and no threads: whatever may happen is a file descriptor in one selector. Nothing in it blocks, so that a slow
-console or a stuck card cannot keep the launcher from hearing of a failure.
+The head is in the same process on the host where superpod-run was started, and behind a line on the others; it makes no
+difference here. Orders come in as small dictionaries ("do"), events go out as such ("event"); head.py decides what
+follows from them. No thread: whatever may happen is a file descriptor in one selector, and nothing blocks.
 """
 
 from __future__ import annotations
@@ -9,25 +10,19 @@ from __future__ import annotations
 import os
 import selectors
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from superpod.collectives.standing import describe
 from superpod.interconnect.control import AbortSwitch, Failure, NewsDesk
-from superpod.launcher.console import Console
-from superpod.launcher.ending import Ending
-from superpod.launcher.flight import flight_record
-from superpod.launcher.job import JobSpec
-from superpod.launcher.logs import Logs
-from superpod.launcher.outcome import LAUNCHER, Card, Outcome
+from superpod.launcher.console import STDERR, STDOUT
+from superpod.launcher.outcome import LAUNCHER, Outcome
+from superpod.launcher.pipes import CardPipe, Pump
 from superpod.launcher.processes import adopt_orphans, children, end_in_words, kill_children
-from superpod.launcher.pump import Pump
-from superpod.launcher.signals import SignalInbox
+from superpod.launcher.share import Share
 from superpod.launcher.survey import BlackBoxes, Standings, Survey
+from superpod.launcher.tunnel import Tunnel
 from superpod.launcher.zygote_process import ZygoteProcess, store_endpoint
 
 if TYPE_CHECKING:
@@ -35,34 +30,47 @@ if TYPE_CHECKING:
 
 _UNDER_WAY = 32  # cards being started at a time: fewer would wait for one another, more fill the channel
 _LAST_WAIT = 8.0  # seconds for the zygote to say that all has ended
-_SAME_WAIT = 1 / 3  # of a wait's length: reports are no closer together, for all cards that wait ask for them
-_HEARSAY = 0.3  # seconds: a card that only heard of a failure is believed when its cause does not show up by then
+
+Tell = Callable[[dict[str, Any]], None]
 
 
 class Agent:
-    """Use: `run()`, then `outcome`; `close()` whatever happened."""
+    """Use: `obey(order)`; keep the selector going, and call `mind` at `next_time` at the latest; `close` at the end.
 
-    def __init__(self, spec: JobSpec, directory: Path, console: Console, logs: Logs, inbox: SignalInbox) -> None:
-        self.outcome = Outcome(spec.world_size)
-        self._spec, self._console, self._logs, self._inbox = spec, console, logs, inbox
-        self._host = socket.gethostname()
-        self._not_ours = children(os.getpid())  # of the process that became the launcher
+    Attributes:
+        pump: reads what the cards print; hold it when there is nowhere to put that.
+        zygote_pid: the process from which the cards are forked.
+    """
+
+    def __init__(
+        self,
+        share: Share,
+        directory: Path,
+        selector: selectors.BaseSelector,
+        tell: Tell,
+        spared: Collection[int] = (),
+    ) -> None:
+        """`spared`: children of this process that are none of the agent's, beside those that it has already."""
+        self._share, self._selector, self._tell, self._spared = share, selector, tell, spared
+        self._not_ours = children(os.getpid())  # of the process that became the agent
         adopt_orphans()
-        self._unstarted: Iterator[int] = iter(range(spec.world_size))
+        self._cards = Outcome(share.world_size)
+        self._unstarted: Iterator[int] = iter(share.ranks)
         self._asked = self._started = self._ended = 0  # cards so far
-        self._ready = self._closing = self._over = False
+        self._ready = self._wanted = self._stopped = self._idle = self._closing = self._over = False
         self._deadline: float | None = None  # for the zygote to end
-        self._ending = Ending()
-        self._hearsay: tuple[float, Card] | None = None  # when to believe it, and whom
-        self._selector = selectors.DefaultSelector()
-        self._pump = Pump(self._selector, console)
+        self._pipes: list[CardPipe] = []
+        self.pump = Pump(selector)
         self._boxes = BlackBoxes()
-        self._survey = Survey(directory, self.outcome, self._boxes, self._selector)
-        self._reported = float("-inf")  # when the last report on waiting cards was asked for
+        self._survey = Survey(directory, self._cards, share.ranks, self._boxes, selector)
         self._at_failure: Standings = {}
+        self._tunnel = Tunnel(self.pump, selector, share.number, tell)
         self._zygote = self._start_zygote(directory)
+        self.zygote_pid = self._zygote.pid
         try:
-            self._abort, self._desk, self._store = AbortSwitch(directory), NewsDesk(directory), _open_store(directory)
+            host = share.names[share.number] if len(share.sizes) > 1 else ""
+            self._abort, self._desk = AbortSwitch(directory, host), NewsDesk(directory)
+            self._store = self._open(directory)
         except BaseException:
             self._zygote.kill()
             raise
@@ -70,49 +78,71 @@ class Agent:
             (self._zygote, self._on_zygote),
             (self._desk, self._on_news),
             (self._store, self._store.serve),
-            (inbox, self._on_signals),
         ):
-            self._selector.register(source, selectors.EVENT_READ, handler)
+            selector.register(source, selectors.EVENT_READ, handler)
 
     def _start_zygote(self, directory: Path) -> ZygoteProcess:
-        output = self._logs.open_zygote()
-        zygote = ZygoteProcess(self._spec, directory, output.card_end)
+        """torch's store is hosted by the first host's zygote; elsewhere its cards are led there."""
+        output = self._new_pipe(LAUNCHER, STDERR)
+        port = self._tunnel.listen() if self._share.number else None
+        zygote = ZygoteProcess(self._share, directory, output.card_end, port)
+        self._tunnel.port = zygote.store_port
         output.close_card_end()
-        self._pump.watch(output)
+        self.pump.watch(output)
         return zygote
 
-    def run(self) -> None:
-        """Until nothing of the job runs any more."""
-        self._show_progress()
-        while not self._over:
-            for key, _ in self._selector.select(self._patience()):
-                key.data()
-            self._pump.balance()
-            self._mind_ending()
-            self._mind_deadlines()
+    def _open(self, directory: Path) -> StoreServer:
+        """The store in which this host's cards meet; with several hosts it is a branch of the head's."""
+        from superpod.interconnect.rendezvous import StoreServer  # ZeroMQ loads while the zygote does
 
-    def close(self) -> None:
-        """Leave nothing, however `run` ended."""
-        if not self._over:
-            self._zygote.kill()
-        self._zygote.wait()
-        kill_children(_LAST_WAIT, spare=self._not_ours)
-        for item in self._desk.read():
-            self._hear(item)
-        for part in (self._survey, self._selector, self._zygote, self._abort, self._desk, self._store, self._boxes):
-            part.close()
+        several = len(self._share.sizes) > 1
+        return StoreServer(store_endpoint(directory), upstream=self._ask_head if several else None)
 
-    def flight_record(self, reason: str) -> dict[str, Any] | None:
-        """What the cards have recorded, also those that are gone; None when no card has. Call it before `close`."""
-        for item in self._desk.read():
-            self._hear(item)
-        if not self._boxes:
-            return None
-        return flight_record(self.outcome, self._survey.record(self._at_failure), self._host, reason)
+    def _ask_head(self, operation: str, key: str, value: bytes) -> None:
+        self._tell({"event": "store", "operation": operation, "key": key, "value": value})
+
+    def _new_pipe(self, rank: int, stream: int) -> CardPipe:
+        self._pipes.append(CardPipe(rank, stream, self._print))
+        return self._pipes[-1]
+
+    def _print(self, rank: int, stream: int, data: bytes) -> None:
+        self._tell({"event": "output", "rank": rank, "stream": stream, "data": data})
+
+    def obey(self, order: dict[str, Any]) -> None:
+        """Do what the head says; an order that makes no sense is none."""
+        match order:
+            case {"do": "start"}:
+                self._wanted = True
+                self._start_cards()
+            case {"do": "stop"}:
+                self._stop()
+            case {"do": "pull", "rank": int(rank), "host": str(host), "pid": int(pid), "cause": str(cause)}:
+                self._abort.pull(Failure(rank, host, pid, cause))
+            case {"do": "gone", "rank": int(rank), "how": str(how)}:
+                self._abort.note_gone(rank, how)
+            case {"do": "signal", "signum": int(signum)}:
+                self._cards.signalled(signum)
+                self._zygote.signal_cards(signum)
+            case {"do": "end", "kill": bool(kill)}:
+                self._end(kill)
+            case {"do": "survey"}:
+                self._survey.begin(lambda found: self._tell({"event": "standings", "standings": found}))
+            case {"do": "remember"}:
+                self._remember()
+            case {"do": "record"}:
+                self._tell({"event": "record", "standings": self._record()})
+            case {"do": "value", "key": str(key), "value": bytes(value)}:
+                self._store.offer(key, value)
+            case {"do": "tunnel"}:
+                self._tunnel.handle(order)
+            case {"do": "hold", "held": bool(held)}:
+                self.pump.hold("head", held)
 
     # What may happen
 
     def _on_zygote(self) -> None:
+        if self._over:  # in this very round of the loop
+            return
         match self._zygote.receive():
             case None:
                 self._lose_zygote()
@@ -120,187 +150,138 @@ class Agent:
                 self._ready = True
                 self._start_cards()
             case {"event": "warning", "text": text}:
-                self._console.say(text)
+                self._tell({"event": "warning", "text": text})
             case {"event": "started", "rank": rank, "pid": pid} if rank >= 0:
                 self._started += 1
-                self.outcome.started(rank, pid)
+                self._cards.started(rank, pid)
+                self._tell({"event": "started", "rank": rank, "pid": pid})
                 self._start_cards()
             case {"event": "failed", "rank": rank, "text": text}:
                 self._started += rank >= 0
                 self._ended += rank >= 0
-                self._fail(text, 1)
+                self._tell({"event": "failed", "text": text})
             case {"event": "exited", "rank": rank, "code": code, "time": ended}:
                 self._on_exit(rank, code, ended)
             case {"event": "ended"}:
-                self._over = True
-        self._end_when_done()
+                self._finish()
+        self._tell_when_idle()
 
     def _on_exit(self, rank: int, code: int, ended: float) -> None:
         if rank >= 0:
             self._ended += 1
-            self.outcome.ended(rank, code, ended)
-            self._check(self.outcome.cards[rank])
-            if code == 0:
-                self._abort.note_gone(rank, end_in_words(code))
+            self._cards.ended(rank, code, ended)
+            self._tell({"event": "exited", "rank": rank, "code": code, "time": ended})
         elif not self._closing:
-            self._fail(f"the process with torch's store {end_in_words(code)}", 1)
+            self._tell({"event": "failed", "text": f"the process with torch's store {end_in_words(code)}"})
 
     def _on_news(self) -> None:
         for item in self._desk.read():
-            if (card := self._hear(item)) is not None:
-                self._check(card)
-        self._show_progress()
-
-    def _hear(self, item: dict[str, Any]) -> Card | None:
-        """News from a card, which is returned."""
-        descriptor = item.pop("descriptor", None)
-        card = self.outcome.hear(item)
-        if descriptor is not None and card is not None and item["event"] == "record":
-            self._boxes.hold(card.rank, descriptor)
-        elif descriptor is not None:
-            os.close(descriptor)
-        match item:
-            case {"event": "late", "call": str(call), "seconds": float(seconds)} if card is not None:
-                self._on_late(card.rank, call, seconds)
-        return card
-
-    def _on_late(self, rank: int, call: str, seconds: float) -> None:
-        """A card's watchdog: it has waited for so long."""
-        now = time.monotonic()
-        if not self._ending.begun and now - self._reported >= seconds * _SAME_WAIT:
-            self._reported = now
-            self._report(f"rank {rank} has waited for {seconds:.0f} s in {call}; what the cards are doing:")
-
-    def _report(self, headline: str) -> None:
-        """Ask all cards what they are doing, and say it."""
-
-        def say(standings: Standings) -> None:
-            self._console.say("\n".join([headline, *(f"  {line}" for line in describe(standings))]))
-
-        self._survey.begin(say)
-
-    def _on_signals(self) -> None:
-        for signum in self._inbox.read():
-            if signum == signal.SIGUSR1:
-                self._report("what the cards are doing (SIGUSR1):")
-            elif self._ending.begun:
-                self._ending.at_once(time.monotonic())  # asked twice
-            else:
-                self._interrupt(signum)
+            descriptor = item.pop("descriptor", None)
+            card = self._cards.hear(item)
+            if descriptor is not None and card is not None and item["event"] == "record":
+                self._boxes.hold(card.rank, descriptor)
+            elif descriptor is not None:
+                os.close(descriptor)
+            if card is not None and card.rank in self._share.ranks:
+                self._tell({"event": "news", "item": item})
 
     # Starting
 
     def _start_cards(self) -> None:
-        while self._asked - self._started < _UNDER_WAY and (rank := next(self._unstarted, None)) is not None:
-            streams = self._logs.open(rank)
-            self._zygote.start_card(rank, [stream.card_end for stream in streams])
-            self._asked += 1
-            for stream in streams:
-                stream.close_card_end()
-                self._pump.watch(stream)
-
-    def _show_progress(self) -> None:
-        missing = self.outcome.up < self._spec.world_size and not self._ending.begun
-        self._console.status(f"{self.outcome.up}/{self._spec.world_size} cards up" if missing else "")
-
-    # Ending: why
-
-    def _check(self, card: Card) -> None:
-        """Is this the first failure? Of one that only says that another card failed, that one may still show up."""
-        if card.failed_at is None or self._ending.begun:
+        if not (self._wanted and self._ready):
             return
-        if not card.only_heard:
-            self._blame(card)
-        elif self._hearsay is None:
-            self._hearsay = time.monotonic() + _HEARSAY, card
+        while self._asked - self._started < _UNDER_WAY and (rank := next(self._unstarted, None)) is not None:
+            pipes = [self._new_pipe(rank, stream) for stream in (STDOUT, STDERR)]
+            self._zygote.start_card(rank, [pipe.card_end for pipe in pipes])
+            self._asked += 1
+            for pipe in pipes:
+                pipe.close_card_end()
+                self.pump.watch(pipe)
 
-    def _blame(self, card: Card) -> None:
-        self._ask_at_failure()
-        self._abort.pull(Failure(card.rank, self._host, card.pid, card.cause))
-        self._begin_ending(self._ending.after_failure)
+    # What the cards are doing
 
-    def _fail(self, cause: str, exit_code: int) -> None:
-        """The job cannot go on, and no card is to blame."""
-        if not self._ending.begun:
-            self._ask_at_failure()
-            self.outcome.launcher_failed(cause, exit_code)
-            self._abort.pull(Failure(LAUNCHER, self._host, os.getpid(), cause))
-            self._begin_ending(self._ending.after_failure)
-
-    def _ask_at_failure(self) -> None:
+    def _remember(self) -> None:
         """For the flight record: where the cards were. Their answers come while they hear of the failure."""
         if self._boxes:
             self._survey.begin(lambda standings: setattr(self, "_at_failure", standings))
 
-    def _interrupt(self, signum: int) -> None:
-        self.outcome.interrupt(signum, time.time())
-        if signum == signal.SIGINT:
-            self._console.say("interrupted; ending the cards (Ctrl-C again kills them)")
-        to_cards = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
-        self._begin_ending(partial(self._ending.by_signal, to_cards))
+    def _record(self) -> Standings | None:
+        """What the cards have recorded, also those that are gone; None when no card has."""
+        self._on_news()
+        return self._survey.record(self._at_failure) if self._boxes else None
 
-    def _lose_zygote(self) -> None:
-        code = self._zygote.wait()
-        if not self._closing and not self._ending.begun:
-            how = f"its zygote (pid {self._zygote.pid}) {end_in_words(code)}"
-            self.outcome.launcher_failed(how, 128 - code if code < 0 else 1)
-        self._over = True
+    # Ending
 
-    # Ending: how
+    def next_time(self) -> float | None:
+        """When `mind` wants to be called at the latest, by time.monotonic()."""
+        times = [moment for moment in (self._deadline, self._survey.next_time()) if moment is not None]
+        return min(times, default=None)
 
-    def _begin_ending(self, plan: Callable[[float, float], None]) -> None:
-        plan(time.monotonic(), self._spec.grace)
-        self._unstarted = iter(())
-        self._end_when_done()
-        if not self._ready:
-            self._zygote.terminate()
-
-    def _mind_ending(self) -> None:
-        if self._console.closed and not self._ending.begun:
-            self._interrupt(signal.SIGPIPE)
-        signum = self._ending.due(time.monotonic())
-        if signum is None:
-            return
-        self.outcome.signalled(signum)
-        if signum == signal.SIGKILL:
-            self._close_zygote()
-        else:
-            self._zygote.signal_cards(signum)
-
-    def _mind_deadlines(self) -> None:
+    def mind(self) -> None:
         now = time.monotonic()
         if (due := self._survey.next_time()) is not None and now >= due:
             self._survey.mind()
-        if self._hearsay is not None and now >= self._hearsay[0] and not self._ending.begun:
-            self._blame(self._hearsay[1])
-        if self._deadline is not None and now > self._deadline:
-            self._console.say(f"the zygote (pid {self._zygote.pid}) did not end in time and is killed")
+        if self._deadline is not None and now > self._deadline and not self._over:
+            text = f"the zygote (pid {self._zygote.pid}) did not end in time and is killed"
+            self._tell({"event": "warning", "text": text})
             self._zygote.kill()
-            self._over = True
+            self._finish()
 
-    def _patience(self) -> float | None:
-        """Seconds until something is due; None when only the cards can bring news."""
-        hearsay = self._hearsay[0] if self._hearsay is not None and not self._ending.begun else None
-        moments = (self._ending.next_time(), self._deadline, self._survey.next_time(), hearsay)
-        times = [moment for moment in moments if moment is not None]
-        return max(0.0, min(times) - time.monotonic()) if times else None
+    def _stop(self) -> None:
+        """Start no more cards."""
+        self._unstarted, self._stopped = iter(()), True
+        if not self._ready and not self._over:
+            self._zygote.terminate()
+        self._tell_when_idle()
 
-    def _end_when_done(self) -> None:
-        expected = self._asked if self._ending.begun else self._spec.world_size
-        if self._ready and self._ended == self._started == expected:
-            self._close_zygote()
+    def _tell_when_idle(self) -> None:
+        """Once, when none of this host's cards runs any more and none will be started."""
+        expected = self._asked if self._stopped else len(self._share.ranks)
+        if self._ready and not self._idle and self._ended == self._started == expected:
+            self._idle = True
+            self._tell({"event": "idle"})
 
-    def _close_zygote(self) -> None:
-        """No card is wanted any more: end it with all that descends from it."""
-        if not self._closing:
+    def _end(self, kill: bool) -> None:
+        """No card is wanted any more: end the zygote with all that descends from it. `kill`: some may still run."""
+        if kill:
+            self._cards.signalled(signal.SIGKILL)
+        if not self._closing and not self._over:
             self._closing = True
             self._deadline = time.monotonic() + _LAST_WAIT
             self._zygote.end()
             if not self._ready:
                 self._zygote.kill()
 
+    def _lose_zygote(self) -> None:
+        if self._over:
+            return
+        code = self._zygote.wait()
+        if not self._closing and not self._stopped:
+            how = f"its zygote (pid {self._zygote.pid}) {end_in_words(code)}"
+            self._tell({"event": "lost", "text": how, "code": 128 - code if code < 0 else 1})
+        self._finish()
 
-def _open_store(directory: Path) -> StoreServer:
-    from superpod.interconnect.rendezvous import StoreServer  # ZeroMQ loads while the zygote does
+    def _finish(self) -> None:
+        """The zygote has ended, and with it all cards: pass on what they left, and say so."""
+        self._over, self._deadline = True, None
+        self._selector.unregister(self._zygote)
+        self._zygote.wait()
+        kill_children(_LAST_WAIT, spare=[*self._not_ours, *self._spared])
+        self._on_news()
+        for pipe in self._pipes:
+            self.pump.forget(pipe)
+            pipe.read(all_there_is=True)
+        self._tell({"event": "over"})
 
-    return StoreServer(store_endpoint(directory))
+    def close(self) -> None:
+        """Leave nothing, however it came to this."""
+        if not self._over:
+            self._zygote.kill()
+            self._finish()
+        for pipe in self._pipes:
+            pipe.close()
+        for source in (self._desk, self._store):
+            self._selector.unregister(source)
+        parts = (self._survey, self._tunnel, self._zygote, self._abort, self._desk, self._store, self._boxes)
+        for part in parts:
+            part.close()

@@ -23,7 +23,7 @@ class Order:
         directory: the job's directory.
         kind, target, args, start_method: see JobSpec.
         channel: file descriptor of the zygote's end of the channel.
-        listener: file descriptor of the socket on which torch's store is to listen.
+        listener: file descriptor of the socket on which torch's store is to listen; -1: it is on another host.
         agent: the agent's process id.
         preload: modules to import before the first fork; auto_preload: and those that the target imports.
         skip: modules not to import, found unfit by the attempts so far; attempt: how many those were.

@@ -39,7 +39,11 @@ def _run(argv: Sequence[str] | None) -> int:
     spec = job_from(parser().parse_args(argv))
     _check_environment()
     if spec.kind == "script":
-        compile_script(spec.target)  # n cards would show the same syntax error
+        compile_script(os.path.join(spec.reach.workdir, spec.target))  # n cards would show the same syntax error
+    if spec.nodes is not None and spec.nodes.rank > 0:
+        from superpod.launcher.node import run_node
+
+        return run_node(spec, spec.nodes)
     return run_job(spec)
 
 

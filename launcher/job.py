@@ -14,6 +14,11 @@ from pathlib import Path
 from types import CodeType
 
 from superpod.interconnect.errors import InvalidValue
+from superpod.launcher.hosts import Host
+from superpod.launcher.machine import MachineSpec
+from superpod.launcher.nodes import NodeSpec
+from superpod.launcher.reach import Reach
+from superpod.launcher.share import ranks_of
 
 KINDS = ("script", "module", "program")
 START_METHODS = ("fork", "exec")
@@ -52,13 +57,16 @@ class StreamChoice:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """One job on this host.
+    """One job.
 
     Attributes:
         target: the script's path, the module's name or the program, as `kind` says.
         args: what the target gets as its arguments.
         kind: script (`python target`), module (`python -m target`) or program (anything executable).
-        world_size: number of cards, ≥ 1.
+        world_size: number of cards, ≥ 1, on all hosts together.
+        hosts: where the cards run, in the order of the ranks; none: all on this host.
+        reach: how the other hosts are reached, and what they are told.
+        nodes: the launchers that somebody starts on every host, of which this is one; None: there is only this one.
         start_method: fork (cards are forked from a warm process) or exec (each card is a fresh interpreter).
         preload: modules that the warm process imports besides those it finds itself.
         auto_preload: whether it looks for them itself.
@@ -69,6 +77,7 @@ class JobSpec:
         summary: print a closing table; summary_json: write it to this file.
         record: write the cards' flight records to this file; None: where the launcher finds room, if the job fails.
         grace: seconds between SIGTERM and SIGKILL, ≥ 0.
+        machine: what the cards stand for.
     """
 
     target: str
@@ -86,12 +95,31 @@ class JobSpec:
     summary_json: Path | None = None
     record: Path | None = None
     grace: float = 5.0
+    machine: MachineSpec = field(default_factory=MachineSpec)
+    hosts: tuple[Host, ...] = ()
+    reach: Reach = field(default_factory=Reach)
+    nodes: NodeSpec | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many cards each host has."""
+        return tuple(host.cards for host in self.hosts) or (self.world_size,)
+
+    def variables(self) -> dict[str, str]:
+        """What cards get beside their place: what they stand for, how hosts talk, the user's exports."""
+        machine = {name: value for name, value in self.machine.environment().items() if value}
+        return {**machine, **self.reach.variables()}
+
+    def host_of(self, rank: int) -> int:
+        """The number of the host that a rank is on."""
+        return next(number for number, ranks in enumerate(ranks_of(self.sizes)) if rank in ranks)
 
     def __post_init__(self) -> None:
         self._check_cards()
-        self._check_target()
+        check_target(self.kind, self.target, self.reach.workdir)
         self._check_preload()
         self._check_files()
+        self.machine.check(self.world_size, self.kind, len(self.sizes))
 
     def _check_cards(self) -> None:
         if self.world_size < 1:
@@ -106,17 +134,6 @@ class JobSpec:
                 f"rank {unknown[0]} does not exist: with -n {self.world_size} "
                 f"--local-ranks-filter, --tee and --redirects take ranks 0 to {self.world_size - 1}"
             )
-
-    def _check_target(self) -> None:
-        if self.kind not in KINDS:
-            raise InvalidValue(f"kind={self.kind!r} must be one of {', '.join(KINDS)}")
-        if self.kind == "program":
-            if shutil.which(self.target) is None:
-                raise InvalidValue(f"program {self.target!r} must be an executable file, by its path or on PATH")
-        elif self.kind == "module":
-            _check_module(self.target)
-        else:
-            _check_script(Path(self.target))
 
     def _check_preload(self) -> None:
         if self.preload and (self.start_method != "fork" or self.kind == "program"):
@@ -136,10 +153,23 @@ class JobSpec:
                 raise InvalidValue(f"{what} file {file} must be a file in a folder that can be written")
 
 
-def _check_module(name: str) -> None:
+def check_target(kind: str, target: str, workdir: str = "") -> None:
+    """Raises InvalidValue for what cannot be run on this host. `workdir`: where it will be run; "": here."""
+    if kind not in KINDS:
+        raise InvalidValue(f"kind={kind!r} must be one of {', '.join(KINDS)}")
+    if kind == "program":
+        if shutil.which(os.path.join(workdir, target) if os.path.dirname(target) else target) is None:
+            raise InvalidValue(f"program {target!r} must be an executable file, by its path or on PATH")
+    elif kind == "module":
+        _check_module(target, workdir)
+    else:
+        _check_script(Path(workdir, target))
+
+
+def _check_module(name: str, workdir: str) -> None:
     if not all(part.isidentifier() for part in name.split(".")):
         raise InvalidValue(f"module {name!r} must be a dotted name, such as package.module; a path goes without -m")
-    if not (here := _here()):
+    if not (here := workdir or _here()):
         raise InvalidValue(f"module {name!r} must be started in a folder that exists; this one has been deleted")
     top = name.split(".")[0]
     sys.path.insert(0, here)  # where `python -m` looks first

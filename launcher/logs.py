@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections import deque
@@ -11,10 +10,8 @@ from collections.abc import Callable
 from superpod.interconnect.errors import InvalidValue
 from superpod.launcher.console import STDERR, STDOUT, Console
 from superpod.launcher.job import JobSpec
-from superpod.launcher.outcome import LAUNCHER
 
 LONGEST_LINE = 1 << 20  # bytes; a longer line is shown in pieces
-_AT_ONCE = 1 << 16  # bytes of one read: what a pipe holds
 _NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 _COLOURS = (36, 33, 32, 35, 34, 31)
 _LAST_LINES = 20  # of stderr, kept for the report of a card that ends without telling why
@@ -113,89 +110,56 @@ def goes_to_console(spec: JobSpec, rank: int, stream: int) -> bool:
     return spec.tee.has(rank, stream) or not spec.redirects.has(rank, stream)
 
 
-class CardStream:
-    """The launcher's end of one stream of one card."""
+class _Output:
+    """One stream of one card, as its bytes arrive."""
 
-    def __init__(self, rank: int, stream: int, prefix: bytes | None, console: Console, files: LogFiles) -> None:
+    def __init__(self, prefix: bytes | None, last: int) -> None:
         """`prefix`: what stands in front of its lines on the console; None when the console does not show them."""
-        self.rank, self.stream = rank, stream
-        self._prefix = prefix
-        self._console, self._files = console, files
-        self._splitter = LineSplitter()
-        self.last_lines: deque[bytes] = deque(maxlen=_LAST_LINES if stream == STDERR else 0)
-        self._fd, self.card_end = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._fd, False)
-        self._fresh = True
-        self.open = True
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def close_card_end(self) -> None:
-        """The card has its end now; only then does the pipe tell that the card has closed it."""
-        os.close(self.card_end)
-
-    def read(self, *, all_there_is: bool = False) -> None:
-        """Pass on what has arrived; `open` turns False at the end of the stream."""
-        while self.open:
-            try:
-                data = os.read(self._fd, _AT_ONCE)
-            except BlockingIOError:
-                return
-            self._show(self._splitter.feed(data) if data else self._splitter.finish())
-            self._files.write(self.rank, self.stream, data)
-            self.open = bool(data)
-            if not all_there_is:
-                return
-
-    def close(self) -> None:
-        """Show the line that never got its end, and close."""
-        self._show(self._splitter.finish())
-        self.open = False
-        os.close(self._fd)
-
-    def _show(self, lines: list[bytes]) -> None:
-        self.last_lines.extend(lines)
-        if self._prefix is not None and lines:
-            self._console.write(self.stream, b"".join(b"%s%s\n" % (self._prefix, line) for line in lines))
+        self.prefix = prefix
+        self.splitter = LineSplitter()
+        self.last_lines: deque[bytes] = deque(maxlen=last)
 
 
 class Logs:
-    """All streams of all cards."""
+    """All streams of all cards, and of the hosts' zygotes: those have the negative ranks -1 - number of the host."""
 
     def __init__(self, spec: JobSpec, console: Console, files: LogFiles) -> None:
         self._spec, self._console, self._files = spec, console, files
-        self._streams: dict[tuple[int, int], CardStream] = {}
+        self._outputs: dict[tuple[int, int], _Output] = {}
 
-    def open(self, rank: int) -> list[CardStream]:
-        """Pipes for the stdout and stderr of a card that is about to start."""
-        opened = []
-        for stream in (STDOUT, STDERR):
+    def write(self, rank: int, stream: int, data: bytes) -> None:
+        """What a card has written; nothing: its stream has ended."""
+        output = self._outputs.get((rank, stream))
+        if output is None:
             prefix = self._prefix(rank, stream) if goes_to_console(self._spec, rank, stream) else None
-            opened.append(CardStream(rank, stream, prefix, self._console, self._files))
-            self._streams[rank, stream] = opened[-1]
-        return opened
+            output = _Output(prefix, _LAST_LINES if stream == STDERR else 0)
+            self._outputs[rank, stream] = output
+        self._show(stream, output, output.splitter.feed(data) if data else output.splitter.finish())
+        self._files.write(rank, stream, data)
 
-    def open_zygote(self) -> CardStream:
-        """One pipe for all that the zygote prints: what modules say while they load, and its own errors."""
-        opened = CardStream(LAUNCHER, STDERR, b"[zygote] ", self._console, self._files)
-        self._streams[LAUNCHER, STDERR] = opened
-        return opened
+    def _show(self, stream: int, output: _Output, lines: list[bytes]) -> None:
+        output.last_lines.extend(lines)
+        if output.prefix is not None and lines:
+            self._console.write(stream, b"".join(b"%s%s\n" % (output.prefix, line) for line in lines))
 
     def _prefix(self, rank: int, stream: int) -> bytes:
+        if rank < 0:
+            return f"[zygote{self._at(-1 - rank)}] ".encode()
+        name = f"{rank}{self._at(self._spec.host_of(rank))}"
         if self._console.colours(stream):
-            return f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{rank}]\x1b[0m ".encode()
-        return f"[{rank}] ".encode()
+            return f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{name}]\x1b[0m ".encode()
+        return f"[{name}] ".encode()
+
+    def _at(self, number: int) -> str:
+        return f"@{self._spec.hosts[number].plain}" if len(self._spec.hosts) > 1 else ""
 
     def last_lines(self, rank: int) -> str:
         """What the card printed last on stderr."""
-        stream = self._streams.get((rank, STDERR))
-        return b"\n".join(stream.last_lines).decode(errors="replace") if stream else ""
+        output = self._outputs.get((rank, STDERR))
+        return b"\n".join(output.last_lines).decode(errors="replace") if output else ""
 
     def finish(self) -> None:
-        """All cards have ended: pass on what still lies in the pipes, and close."""
-        for stream in self._streams.values():
-            with contextlib.suppress(OSError):
-                stream.read(all_there_is=True)
-                stream.close()
+        """All cards have ended: show the lines that never got their end, and close the files."""
+        for (_, stream), output in self._outputs.items():
+            self._show(stream, output, output.splitter.finish())
         self._files.close()

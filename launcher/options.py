@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from superpod import __version__
-from superpod.interconnect.env import LauncherSettings
 from superpod.interconnect.errors import InvalidValue
 from superpod.launcher.explain import explain
+from superpod.launcher.host_options import add_cards, add_hosts, add_nodes, cards_from, nodes_from, reach_from
 from superpod.launcher.job import START_METHODS, JobSpec, StreamChoice
+from superpod.launcher.machine_options import add_machine, machine_from
 
 
 def job_from(options: argparse.Namespace) -> JobSpec:
     """Raises InvalidValue."""
     kind = "module" if options.module else "program" if options.no_python else "script"
+    nodes = nodes_from(options)
+    world_size, hosts = cards_from(options) if nodes is None else (nodes.cards, ())
     return JobSpec(
         target=options.target,
         args=tuple(options.args),
         kind=kind,
-        world_size=options.nproc_per_node,
+        world_size=world_size,
         start_method=options.start_method,
         preload=tuple(options.preload),
         auto_preload=not options.no_preload,
@@ -33,6 +36,10 @@ def job_from(options: argparse.Namespace) -> JobSpec:
         summary_json=options.summary_json,
         record=options.record,
         grace=options.grace,
+        machine=machine_from(options),
+        hosts=hosts,
+        reach=reach_from(options),
+        nodes=nodes,
     )
 
 
@@ -55,7 +62,8 @@ def _ranks(text: str | None) -> frozenset[int] | None:
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="superpod-run",
-        description="Start n cards on this host: n processes that run the same script, as `python script.py` would.",
+        description="Start n cards, on this host or several: processes that run the same script, as `python script.py` "
+        "would.",
         epilog="Every option goes before the script; everything after it belongs to the script. "
         "The cards' standard input is empty. Variables that cards read: SUPERPOD_LINK (auto, zmq or shm), "
         "SUPERPOD_TIMEOUT (longest wait of a call, default 30m), SUPERPOD_WATCHDOG (after so long a wait, say who "
@@ -64,15 +72,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     cli.add_argument("--version", action="version", version=f"superpod {__version__}")
-    cli.add_argument(
-        "-n",
-        "--nproc-per-node",
-        "--nproc_per_node",
-        type=int,
-        metavar="N",
-        default=LauncherSettings.read().nproc_per_node,
-        help="number of cards (default 1, or PET_NPROC_PER_NODE)",
-    )
+    add_cards(cli)
     what = cli.add_mutually_exclusive_group()
     what.add_argument("-m", "--module", action="store_true", help="the target is a module, as for `python -m`")
     what.add_argument(
@@ -83,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_start(cli)
     _add_output(cli)
+    add_hosts(cli)
+    add_nodes(cli)
+    add_machine(cli)
     cli.add_argument("target", metavar="script", help="the script (the module with -m, the program with --no-python)")
     cli.add_argument("args", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments")
     return cli

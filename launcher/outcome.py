@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from superpod.launcher.clock_news import ClockNews
 from superpod.launcher.processes import end_in_words, signal_name
 
 LAUNCHER = -1  # in place of a rank: the failure is the launcher's own, no card's
@@ -41,6 +42,8 @@ class Card:
     code: int | None = None
     ended: float = 0.0
     sent: set[int] = field(default_factory=set)  # signals that the launcher sent it
+    host: str = ""  # its name
+    lost: bool = False  # with its host
 
     @property
     def failed_at(self) -> float | None:
@@ -79,7 +82,7 @@ class Card:
         if not self.pid:
             return "not started"
         if self.code is None:
-            return "lost with the launcher's zygote"
+            return "lost with the host" if self.lost else "lost with the launcher's zygote"
         if self.code == 0:
             return "had ended normally"
         if -self.code in self.sent:
@@ -105,6 +108,7 @@ class Outcome:
         self._interrupted_at = float("inf")
         self._own_failure: tuple[str, int] | None = None
         self._first_collectives: dict[int, float] = {}  # rank → when it had finished its first one
+        self.clocks = ClockNews()
         self._operations: dict[tuple[str, str], dict[int, dict[str, float]]] = {}  # → rank → its sums
 
     def started(self, rank: int, pid: int) -> None:
@@ -140,6 +144,8 @@ class Outcome:
                 card.up = True
             case {"event": "first_collective", "time": float(time)}:
                 self._first_collectives.setdefault(rank, time)  # each of its communicators tells its own
+            case {"event": "clock" | "shape"}:
+                self.clocks.hear(rank, item)
             case {"event": "summary", "operations": list(operations)}:
                 for operation in operations:
                     self._add(rank, operation)

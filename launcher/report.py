@@ -18,11 +18,11 @@ _WIDTH = 200  # characters of what one group was doing
 _LINE = 1000  # characters of a line of a traceback
 
 
-def failure_report(outcome: Outcome, host: str, started: float, last_lines: str) -> str:
+def failure_report(outcome: Outcome, here: str, started: float, last_lines: str) -> str:
     """The block that ends the output of a job that failed; "" for one that did not.
 
     Args:
-        host: the name of this host.
+        here: the name of the host of cards that have none.
         started: when the job was started, seconds since the epoch.
         last_lines: what the card that failed first printed last on stderr.
     """
@@ -35,7 +35,8 @@ def failure_report(outcome: Outcome, host: str, started: float, last_lines: str)
     first = outcome.first_failure()
     if first is None:
         return ""
-    lines = [f"superpod-run: the first failure: rank {first.rank} (host {host}, pid {first.pid}) {first.cause}"]
+    who = f"rank {first.rank} (host {first.host or here}, pid {first.pid})"
+    lines = [f"superpod-run: the first failure: {who} {first.cause}"]
     after = seconds_text(max(0.0, (first.failed_at or started) - started))
     lines.append(f"  {after} after the start; the job's exit code is {first.exit_code}")
     if first.error is not None and first.error.traceback:

@@ -3,59 +3,76 @@
 from __future__ import annotations
 
 import contextlib
-import resource
+import selectors
 import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from superpod.interconnect.env import LauncherSettings
-from superpod.interconnect.errors import InvalidValue
-from superpod.launcher.agent import Agent
+from superpod.launcher.clock_table import clock_table
 from superpod.launcher.console import STDERR, Console
+from superpod.launcher.crew import Crew, call_hosts
 from superpod.launcher.directory import job_directory
 from superpod.launcher.flight import FILE_NAME, write_record
+from superpod.launcher.gather import Interrupted
+from superpod.launcher.head import Head
 from superpod.launcher.job import JobSpec
+from superpod.launcher.limits import allow_files
 from superpod.launcher.logs import LogFiles, Logs
 from superpod.launcher.outcome import Outcome
 from superpod.launcher.processes import age
 from superpod.launcher.report import failure_report, summary, summary_table, write_summary
 from superpod.launcher.signals import SignalInbox
 
-_FILES_EACH = 7  # a card's pipes, log files, flight record and connections to the store; rounded up
-_FILES_OWN = 256
-
 
 def run_job(spec: JobSpec) -> int:
     """Run the job to its end and report. Returns the exit code of superpod-run.
 
-    Raises InvalidValue, with nothing started, for what this host cannot do. Nothing of the job is left afterwards.
+    Raises InvalidValue, with nothing started, for what a host cannot do. Nothing of the job is left afterwards.
     """
     started = time.time() - age()
     settings = LauncherSettings.read()
     console = Console(colour=settings.colour)
-    _allow_files(spec.world_size)
-    logs = Logs(spec, console, LogFiles(spec, console.say))
-    with SignalInbox().installed() as inbox:
+    with SignalInbox().installed() as inbox, contextlib.ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        try:
+            crew = stack.enter_context(contextlib.closing(_call(spec, selector, inbox)))
+        except Interrupted as end:
+            return 128 + end.signum
+        spec = crew.spec
+        allow_files(crew.local, spec.world_size)
+        logs = Logs(spec, console, LogFiles(spec, console.say))
         with (
             job_directory(settings.runtime_directory) as directory,
-            contextlib.closing(Agent(spec, directory, console, logs, inbox)) as agent,
+            contextlib.closing(Head(spec, console, logs, inbox, selector)) as head,
         ):
-            agent.run()
-            record = _write_record(spec, agent, console)
+            crew.join(head, directory)
+            head.run()
+            record = _write_record(spec, head, console)
         logs.finish()
-        code = _close_books(spec, agent.outcome, started, console, logs, record)
+        code = _close_books(spec, head.outcome, started, console, logs, record)
         console.flush(inbox.fileno())
     return code or (128 + signal.SIGPIPE if console.closed else 0)
 
 
-def _write_record(spec: JobSpec, agent: Agent, console: Console) -> Path | None:
+def _call(spec: JobSpec, selector: selectors.BaseSelector, inbox: SignalInbox) -> Crew:
+    """The agents of all hosts. Raises InvalidValue, Interrupted."""
+    if spec.nodes is not None and spec.nodes.count > 1:
+        from superpod.launcher.node_crew import call_nodes  # loads ZeroMQ, for which other jobs need not wait
+
+        return call_nodes(spec, spec.nodes, selector, inbox)
+    return call_hosts(spec, selector, inbox)
+
+
+def _write_record(spec: JobSpec, head: Head, console: Console) -> Path | None:
     """The flight record, if it was asked for or the job has failed; returns where it is."""
-    outcome = agent.outcome
+    outcome = head.outcome
     failed = outcome.first_failure() is not None or outcome.own_failure is not None
     if not failed and spec.record is None:
         return None
-    record = agent.flight_record("the job failed" if failed else "asked for with --record")
+    record = head.flight_record("the job failed" if failed else "asked for with --record")
     if record is None:
         return None
     path = spec.record or (spec.log_dir / FILE_NAME if spec.log_dir is not None else None)
@@ -80,6 +97,8 @@ def _close_books(
     numbers = summary(outcome, started, time.time())
     if spec.summary:
         console.write(STDERR, summary_table(numbers).encode())
+    if spec.machine.topology is not None:
+        numbers["clock"] = _clock(spec, outcome, console)
     if spec.summary_json is not None:
         try:
             write_summary(spec.summary_json, numbers)
@@ -89,14 +108,12 @@ def _close_books(
     return code or bool(console.lost and not console.closed)
 
 
-def _allow_files(world_size: int) -> None:
-    """Raise the soft limit of open files as far as the job needs. Raises InvalidValue when the hard one forbids it."""
-    needed = _FILES_EACH * world_size + _FILES_OWN
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise InvalidValue(
-            f"nproc_per_node={world_size} needs {needed} open files, and the hard limit is {hard}: "
-            "raise it (ulimit -Hn) or start fewer cards"
-        )
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+def _clock(spec: JobSpec, outcome: Outcome, console: Console) -> dict[str, Any]:
+    """The modelled clock in numbers, after its table."""
+    from superpod.launcher.clock_books import books  # loads the simulator
+
+    numbers = books(spec.machine, outcome.clocks.logs(), outcome.operations, spec.world_size)
+    if spec.machine.time_scale:
+        numbers["shape"] = {"time_scale": spec.machine.time_scale, **outcome.clocks.shape}
+    console.write(STDERR, clock_table(numbers).encode())
+    return numbers

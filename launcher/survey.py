@@ -1,11 +1,11 @@
-"""What all cards are doing, asked by the launcher: for SIGUSR1, for a watchdog, and for the record of a failed job."""
+"""What a host's cards are doing, asked by their agent: for SIGUSR1, a watchdog, and the record of a failed job."""
 
 from __future__ import annotations
 
 import os
 import selectors
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,11 +45,19 @@ class BlackBoxes:
 
 
 class Survey:
-    """Asks all cards, one question at a time; nothing in it waits."""
+    """Asks all cards of `ranks`, one question at a time; nothing in it waits."""
 
-    def __init__(self, directory: Path, outcome: Outcome, boxes: BlackBoxes, selector: selectors.BaseSelector) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        outcome: Outcome,
+        ranks: Sequence[int],
+        boxes: BlackBoxes,
+        selector: selectors.BaseSelector,
+    ) -> None:
         """Registers what it waits for in `selector`, whose keys have functions as their data."""
         self._directory, self._outcome, self._boxes, self._selector = directory, outcome, boxes, selector
+        self._cards = [outcome.cards[rank] for rank in ranks]
         self._inquiry: Inquiry | None = None
         self._answers: dict[int, Standing] = {}
         self._deadline = 0.0
@@ -65,7 +73,7 @@ class Survey:
         self._inquiry, self._answers = Inquiry(), {}
         self._deadline, self._signalled = time.monotonic() + ANSWER_WITHIN, False
         self._found = desks(self._directory)
-        for card in self._outcome.cards:
+        for card in self._cards:
             if card.pid and card.code is None:
                 self._inquiry.ask(card.rank, self._found.get(card.rank, (None,))[0])
         self._selector.register(self._inquiry, selectors.EVENT_READ, self.mind)
@@ -91,14 +99,14 @@ class Survey:
             return
         absent = self._inquiry.absent
         self._stop()
-        standings = {card.rank: self._standing(card, absent) for card in self._outcome.cards}
+        standings = {card.rank: self._standing(card, absent) for card in self._cards}
         called, self._when_done = self._when_done, []
         for when_done in called:
             when_done(standings)
 
     def _signal(self) -> bool:
         """Ask those for their stack who cannot answer; returns whether there are any who will give it."""
-        running = (card for card in self._outcome.cards if card.pid and card.code is None)
+        running = (card for card in self._cards if card.pid and card.code is None)
         will = [stacks.ask(card.pid) for card in running if card.rank not in self._answers]
         self._signalled = any(will)
         self._deadline = time.monotonic() + stacks.ANSWER_WITHIN
@@ -121,7 +129,7 @@ class Survey:
     def record(self, standings: Standings) -> dict[int, Standing]:
         """Every card's whole flight record, with what `standings` says of its stack and whom it awaited."""
         found = {}
-        for card in self._outcome.cards:
+        for card in self._cards:
             calls, groups = self._boxes.read(card.rank)
             asked = standings.get(card.rank, Standing(card.rank))
             silent = asked.silent or ("" if asked.stack else ended_how(card))

@@ -29,6 +29,7 @@ from superpod.collectives import stacks
 from superpod.interconnect.control import send_news
 from superpod.interconnect.env import Place, Settings
 from superpod.interconnect.errors import JobFailure
+from superpod.launcher.hbm import Budget
 from superpod.launcher.job import absolute, compile_script
 from superpod.launcher.preload import is_installed
 from superpod.launcher.processes import flush_c_streams
@@ -55,6 +56,7 @@ def run(kind: str, target: str, args: list[str], code: CodeType | None) -> NoRet
         sys.stdout.reconfigure(line_buffering=True)  # a line is seen when it is printed
     launcher.tell("up")
     launcher.answer_the_signal()
+    launcher.begin_budget()
     _leave(_execute(kind, target, args, code, launcher), last_shared)
 
 
@@ -64,6 +66,8 @@ class LauncherLine:
     def __init__(self) -> None:
         settings = Settings.read()
         self._directory, self._rank = settings.directory, Place.read().rank
+        self._hbm = settings.hbm
+        self._budget: Budget | None = None
         self._pid = os.getpid()
         self.debug = settings.debug != "off"
 
@@ -72,6 +76,14 @@ class LauncherLine:
         if self._directory is not None:
             with contextlib.suppress(OSError, RuntimeError):  # a card without it is a card all the same
                 stacks.answer_the_signal(self._directory, self._rank)
+
+    def begin_budget(self) -> None:
+        """From now on --hbm counts."""
+        self._budget = Budget.begin(self._rank, self._hbm)
+
+    def explained(self, error: BaseException) -> BaseException:
+        """An error that ends the program, in the words of the card's budget if that is why."""
+        return error if self._budget is None else self._budget.explained(error)
 
     def tell(self, event: str, **fields: Any) -> None:
         if os.getpid() == self._pid:  # what a fork of the card does is no news about the card
@@ -89,7 +101,7 @@ def _execute(kind: str, target: str, args: list[str], code: CodeType | None, lau
         return _exit_code(end)
     except BaseException as error:  # noqa: BLE001  # whatever it is, Python would print it
         error.__traceback__ = without_frames_of(__file__, error.__traceback__)
-        _tell_and_print(error, launcher)
+        _tell_and_print(launcher.explained(error), launcher)
         return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     return 0
 

@@ -73,7 +73,7 @@ class Zygote:
         self._order = order
         self._pid = os.getpid()
         self._channel = Channel.inherited(order.channel)
-        self._listener = socket.socket(fileno=order.listener)
+        self._listener = socket.socket(fileno=order.listener) if order.listener >= 0 else None
         self._cards: dict[int, int] = {}  # pid → rank
         self._over = False
         self.is_card = False
@@ -91,8 +91,9 @@ class Zygote:
         self._handlers: dict[int, Callable[[], None]] = {
             self._channel.fileno(): self._obey,
             self._wake_reader.fileno(): self._report_ends,
-            self._listener.fileno(): self._host_store,
         }
+        if self._listener is not None:
+            self._handlers[self._listener.fileno()] = self._host_store
 
     def prepare(self, startup: frozenset[str]) -> CodeType | None:
         """Import what the cards need and make it cheap to share; returns the compiled script."""
@@ -128,7 +129,8 @@ class Zygote:
         """A fresh interpreter in this very process: what was imported cannot be taken back."""
         os.dup2(order.in_memory_file(), 0)
         os.set_inheritable(order.channel, True)
-        os.set_inheritable(order.listener, True)
+        if order.listener >= 0:
+            os.set_inheritable(order.listener, True)
         os.execv(sys.executable, python_command("-c", BOOT))
 
     def serve(self) -> None:
@@ -174,6 +176,7 @@ class Zygote:
 
     def _host_store(self) -> None:
         """The first card knocks at torch's store: have a process of its own host it, for a store has threads."""
+        assert self._listener is not None
         self._poll.unregister(self._listener)
         if self._fork(_STORE, "superpod-store"):
             os.environ["RES_OPTIONS"] = "timeout:1 attempts:1"  # it asks for clients' names, and all wait meanwhile
@@ -186,6 +189,7 @@ class Zygote:
             while store is not None:
                 signal.pause()
         self._listener.close()
+        self._listener = None
 
     def _fork(self, rank: int, name: str) -> bool:
         """Fork and tell the agent. Returns whether this is the new process."""
@@ -199,7 +203,7 @@ class Zygote:
             fork.leave_parent(self._pid, name)
             for line in (self._channel, self._wake_reader, self._wake_writer):
                 line.close()
-            if rank != _STORE:
+            if rank != _STORE and self._listener is not None:
                 self._listener.close()
             return True
         self._cards[pid] = rank

@@ -10,57 +10,78 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from superpod.interconnect.env import Place, worker_environment, zygote_environment
-from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.env import HostPlace, Place, worker_environment, zygote_environment
 from superpod.launcher.channel import Channel, Order
-from superpod.launcher.job import JobSpec
 from superpod.launcher.processes import python_command
+from superpod.launcher.share import Share
+from superpod.launcher.tunnel import loopback_listener
 from superpod.launcher.zygote import BOOT
 
-_BACKLOG = 4096  # cards that knock at torch's store before it is hosted
 _DEADLINE = 10.0  # seconds for one order; it reads all the time, so longer means that it is stopped or dead
 _LAST_WAIT = 5.0  # seconds for a zygote that was told to end
 
 
 class ZygoteProcess:
-    def __init__(self, spec: JobSpec, directory: Path, output: int) -> None:
-        """Start it. `output`: the descriptor that is to be its stdout and stderr."""
-        self._spec, self._directory = spec, directory
+    """Attributes: pid; store_port: where on this host's loopback torch's store is to be found."""
+
+    def __init__(self, share: Share, directory: Path, output: int, store_port: int | None = None) -> None:
+        """Start it.
+
+        Args:
+            output: the descriptor that is to be its stdout and stderr.
+            store_port: None: it hosts torch's store itself, at a port of its own.
+        """
+        self._share, self._directory = share, directory
         self._channel, theirs = Channel.pair(_DEADLINE)
-        with contextlib.closing(theirs), _store_listener() as listener:
-            self._port = listener.getsockname()[1]
-            order = Order(
-                directory=str(directory),
-                kind=spec.kind,
-                target=spec.target,
-                args=list(spec.args),
-                start_method=spec.start_method,
-                channel=theirs.fileno(),
-                listener=listener.fileno(),
-                agent=os.getpid(),
-                preload=list(spec.preload),
-                auto_preload=spec.auto_preload,
-            )
-            with open(order.in_memory_file(), "rb") as orders:
-                self._process = subprocess.Popen(
-                    python_command("-c", BOOT),
-                    stdin=orders,
-                    stdout=output,
-                    stderr=output,
-                    env=zygote_environment(self.card_environment(0)),
-                    pass_fds=(order.channel, order.listener),
-                    start_new_session=True,  # a Ctrl-C at the terminal is the launcher's alone
-                )
+        with contextlib.ExitStack() as opened:
+            opened.callback(theirs.close)
+            listener: socket.socket | None = None
+            if store_port is None:
+                listener = opened.enter_context(loopback_listener())
+                store_port = listener.getsockname()[1]
+            self.store_port: int = store_port
+            self._start(self._order(theirs.fileno(), listener), output)
         self.pid = self._process.pid
 
+    def _order(self, channel: int, listener: socket.socket | None) -> Order:
+        share = self._share
+        return Order(
+            directory=str(self._directory),
+            kind=share.kind,
+            target=share.target,
+            args=list(share.args),
+            start_method=share.start_method,
+            channel=channel,
+            listener=-1 if listener is None else listener.fileno(),
+            agent=os.getpid(),
+            preload=list(share.preload),
+            auto_preload=share.auto_preload,
+        )
+
+    def _start(self, order: Order, output: int) -> None:
+        with open(order.in_memory_file(), "rb") as orders:
+            self._process = subprocess.Popen(
+                python_command("-c", BOOT),
+                stdin=orders,
+                stdout=output,
+                stderr=output,
+                cwd=self._share.workdir or None,
+                env=zygote_environment(self.card_environment(self._share.ranks.start)),
+                pass_fds=[fd for fd in (order.channel, order.listener) if fd >= 0],
+                start_new_session=True,  # a Ctrl-C at the terminal is the launcher's alone
+            )
+
     def card_environment(self, rank: int) -> dict[str, str]:
-        world_size = self._spec.world_size
-        return worker_environment(
-            Place(rank, world_size, rank, world_size),
+        share = self._share
+        place = Place(rank, share.world_size, rank - share.ranks.start, len(share.ranks))
+        environment = worker_environment(
+            place,
+            HostPlace(share.number, len(share.sizes), share.job, share.address, share.secret),
             directory=self._directory,
             store=store_endpoint(self._directory),
-            master_port=self._port,
+            master_port=self.store_port,
         )
+        return {**environment, **share.more}
 
     def fileno(self) -> int:
         return self._channel.fileno()
@@ -107,12 +128,3 @@ class ZygoteProcess:
 def store_endpoint(directory: Path) -> str:
     """Where the launcher's own key-value store listens."""
     return f"ipc://{directory}/store"
-
-
-def _store_listener() -> socket.socket:
-    try:
-        return socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
-    except OSError as error:
-        raise InvalidValue(
-            f"address 127.0.0.1 must be there for torch's store, but: {error.strerror}; bring up the loopback device"
-        ) from error

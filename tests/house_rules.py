@@ -18,11 +18,12 @@ FLOORS = ("interconnect", "collectives", "launcher", "benchmarks", "simulator") 
 READERS = ("collectives/verify.py", "collectives/execute.py", "collectives/simulate.py")
 LINKS = ("interconnect/memory_link.py", "interconnect/zmq_link.py", "interconnect/shm_link.py")
 ENV = "interconnect/env.py"
+ENV_HOSTS = "interconnect/env_hosts.py"  # the part of it that concerns several hosts
 
 # module → where alone it may be imported, as patterns of paths
 HOMES = {
-    "zmq": ("interconnect/zmq_link.py", "interconnect/rendezvous.py"),
-    "torch": ("collectives/torch_backend*.py", "launcher/zygote*.py", "benchmarks/torch_all_reduce.py"),
+    "zmq": ("interconnect/zmq_*.py", "interconnect/rendezvous.py"),
+    "torch": ("collectives/torch_backend*.py", "launcher/zygote*.py", "benchmarks/torch_*.py"),
     "pickle": ("launcher/testing.py",),
     "cloudpickle": ("launcher/testing.py",),
     "dill": (),
@@ -160,9 +161,9 @@ def docstrings_exist(sources: Sources) -> list[str]:
 
 
 def environment_is_documented(sources: Sources) -> list[str]:
-    """Every SUPERPOD_ variable that a file names stands in env.py's docstring, and env.py uses every one of those."""
+    """Every SUPERPOD_ variable that a file names stands in env.py's docstring, and it or env_hosts.py uses each."""
     contract = ast.get_docstring(ast.parse(sources[ENV]), clean=False) or ""
-    code = sources[ENV].replace(contract, "")
+    code = sources[ENV].replace(contract, "") + sources.get(ENV_HOSTS, "")
     known = set(_variables(contract)) | {f"SUPERPOD_{name.upper()}" for name in _constant(sources[ENV], "COLLECTIVES")}
     found = [f"{ENV} documents {name} and does not use it" for name in sorted(_variables(contract)) if name not in code]
     for path, source in sources.items():

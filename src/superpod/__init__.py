@@ -6,7 +6,7 @@ torch:
     comm = superpod.init()                          # under superpod-run; alone it is the world of one
     comm.all_reduce(np.ones(8, np.float32))
 
-`init` gives this card's Communicator; `run_ranks` runs a function on n cards; `Schedule`, `Step` and `verify` are for
+`init` gives this card's Communicator and `clock` its modelled clock; `run_ranks` runs a function on n cards; `Schedule`, `Step` and `verify` are for
 those who write algorithms; the rest are the errors, a tree under SuperpodError.
 """
 
@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from superpod.collectives.clock import clock
     from superpod.collectives.communicator import Communicator, init
     from superpod.collectives.schedule import Schedule, Step
     from superpod.collectives.verify import verify
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         InvalidValue,
         JobFailure,
         LinkClosed,
+        OutOfMemory,
         PeerLost,
         RemoteError,
         ScheduleError,
@@ -44,6 +46,7 @@ __all__ = [
     "InvalidValue",
     "JobFailure",
     "LinkClosed",
+    "OutOfMemory",
     "PeerLost",
     "RemoteError",
     "Schedule",
@@ -51,6 +54,7 @@ __all__ = [
     "Step",
     "SuperpodError",
     "Work",
+    "clock",
     "init",
     "run_ranks",
     "verify",
@@ -59,6 +63,7 @@ __all__ = [
 _HOMES = {
     "Communicator": "superpod.collectives.communicator",
     "Work": "superpod.collectives.work",
+    "clock": "superpod.collectives.clock",
     "init": "superpod.collectives.communicator",
     "Schedule": "superpod.collectives.schedule",
     "Step": "superpod.collectives.schedule",

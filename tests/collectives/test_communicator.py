@@ -13,16 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from collective_cases import CHECKS, brought, check, same
+from communicator_cards import cards
 
 import superpod
 from superpod.collectives.communicator import Communicator, in_memory
 from superpod.collectives.operations import OPERATIONS
 from superpod.interconnect.errors import InvalidValue, LinkClosed
 from superpod.launcher.testing import run_ranks
-
-
-def cards(n: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
-    return run_ranks(n, fn, *args, link="memory")
 
 
 @pytest.mark.parametrize("collective", CHECKS)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 from collective_cases import brought, same
+from communicator_cards import LONG, cards, ended, links
 
 from superpod.collectives import algorithms
 from superpod.collectives.communicator import Communicator, Work
@@ -21,19 +20,6 @@ from superpod.interconnect.errors import (
     SuperpodError,
 )
 from superpod.launcher.testing import run_ranks
-
-LONG = 30.0  # seconds that nothing here takes
-
-links = pytest.mark.parametrize("link", ["memory", "zmq", "shm"])
-
-
-def cards(n: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
-    return run_ranks(n, fn, *args, link="memory")
-
-
-def ended(event: threading.Event) -> None:
-    assert event.wait(LONG)
-
 
 # Collectives
 

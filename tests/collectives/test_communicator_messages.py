@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 from collective_cases import brought, same
+from communicator_cards import LONG, cards, ended, links
 
 from superpod.collectives.communicator import Communicator
 from superpod.interconnect.errors import (
@@ -20,18 +19,6 @@ from superpod.interconnect.errors import (
     RemoteError,
 )
 from superpod.launcher.testing import run_ranks
-
-LONG = 30.0  # seconds that nothing here takes
-
-links = pytest.mark.parametrize("link", ["memory", "zmq", "shm"])
-
-
-def cards(n: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
-    return run_ranks(n, fn, *args, link="memory")
-
-
-def ended(event: threading.Event) -> None:
-    assert event.wait(LONG)
 
 
 @links

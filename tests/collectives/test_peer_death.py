@@ -16,36 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from folder_store import FolderStore
 from superpod.collectives import algorithms
 from superpod.collectives.communicator import Communicator
 from superpod.collectives.runtime import Runtime
 from superpod.interconnect.env import Place, Settings
-from superpod.interconnect.errors import DeadlineExceeded, PeerLost, SuperpodError
+from superpod.interconnect.errors import PeerLost, SuperpodError
 from superpod.interconnect.rendezvous import AddressBook
 from superpod.launcher.testing import run_ranks
 
 NOTICED = 2.0  # seconds
 N = 4
-
-
-class FolderStore:
-    """A store in a folder: there is no launcher here that could have one."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def set(self, key: str, value: bytes) -> None:
-        draft = self._folder / f"{os.getpid()}.draft"
-        draft.write_bytes(value)
-        draft.rename(self._folder / key.replace("/", "_"))
-
-    def get(self, key: str, timeout: float) -> bytes:
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            with contextlib.suppress(FileNotFoundError):
-                return (self._folder / key.replace("/", "_")).read_bytes()
-            time.sleep(0.002)
-        raise DeadlineExceeded(key)
 
 
 def joined(rank: int, folder: Path) -> Communicator:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from folder_store import FolderStore
 from superpod.collectives.communicator import Communicator
 from superpod.collectives.runtime import Runtime
 from superpod.interconnect.env import Place, Settings
@@ -23,26 +24,6 @@ from superpod.interconnect.rendezvous import AddressBook
 
 N = 3
 WAIT = 20  # seconds
-
-
-class FolderStore:
-    """A store in a folder, as torch's FileStore is one."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def set(self, key: str, value: bytes) -> None:
-        draft = self._folder / f"{os.getpid()}.draft"
-        draft.write_bytes(value)
-        draft.rename(self._folder / key.replace("/", "_"))
-
-    def get(self, key: str, timeout: float) -> bytes:
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            with contextlib.suppress(FileNotFoundError):
-                return (self._folder / key.replace("/", "_")).read_bytes()
-            time.sleep(0.002)
-        raise DeadlineExceeded(key)
 
 
 @contextlib.contextmanager

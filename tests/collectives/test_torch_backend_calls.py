@@ -10,19 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch_cards import TorchCards, join
+from torch_groups import summed
 
 from superpod.interconnect.errors import (
     InvalidValue,
 )
 
 LONG = timedelta(seconds=30)
-
-
-def summed(group: Any = None) -> int:
-    """The sum of 1 over a group: its size, if all are there."""
-    one = torch.ones(1, dtype=torch.int64)
-    dist.all_reduce(one, group=group)
-    return int(one)
 
 
 # Messages

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch_cards import TorchCards
+from torch_groups import group
 
 from superpod.interconnect.errors import CollectiveMismatch, DeadlineExceeded, InvalidValue
 
@@ -17,10 +18,6 @@ Op = dist.ReduceOp
 CPU = torch.device("cpu")
 coalescing = dist.distributed_c10d._coalescing_manager
 SIZES = (3, 0, 1000, 1, 20_000, 7, 60_000, 60_000, 2, 2)  # elements; 20,000 float32 are more than a small tensor
-
-
-def group() -> Any:
-    return dist.distributed_c10d._get_default_group()
 
 
 def calls() -> Counter[str]:

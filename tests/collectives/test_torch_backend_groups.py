@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch_cards import TorchCards, join
+from torch_groups import summed
 
 from superpod.collectives import torch_backend
 from superpod.interconnect.errors import (
@@ -25,13 +26,6 @@ from superpod.interconnect.errors import (
 )
 
 LONG = timedelta(seconds=30)
-
-
-def summed(group: Any = None) -> int:
-    """The sum of 1 over a group: its size, if all are there."""
-    one = torch.ones(1, dtype=torch.int64)
-    dist.all_reduce(one, group=group)
-    return int(one)
 
 
 # Groups

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch_cards import TorchCards
+from torch_groups import group, summed
 
 from superpod.interconnect.errors import DeadlineExceeded, LinkClosed, RemoteError, SuperpodError
 
 Op = dist.ReduceOp
-
-
-def group() -> Any:
-    return dist.distributed_c10d._get_default_group()
-
-
-def summed(of: Any = None) -> int:
-    one = torch.ones(1, dtype=torch.int64)
-    dist.all_reduce(one, group=of)
-    return int(one)
 
 
 # Limits

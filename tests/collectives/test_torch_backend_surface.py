@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch_cards import TorchCards
+from torch_groups import group, summed
 
 from superpod.collectives.torch_backend_options import reduction
 from superpod.interconnect.errors import (
@@ -20,16 +21,6 @@ from superpod.interconnect.errors import (
 )
 
 Op = dist.ReduceOp
-
-
-def group() -> Any:
-    return dist.distributed_c10d._get_default_group()
-
-
-def summed(of: Any = None) -> int:
-    one = torch.ones(1, dtype=torch.int64)
-    dist.all_reduce(one, group=of)
-    return int(one)
 
 
 # Functional collectives
@@ -146,6 +137,31 @@ def split_by_torch(rank: int, n: int) -> int:
 
 def test_torchs_split_group_where_it_gets_that_far(torch_cards: TorchCards) -> None:
     assert torch_cards(3, split_by_torch) == [2, 2, 1]
+
+
+def numbers(rank: int, n: int) -> list[int]:
+    """The group's sequence number after each call."""
+    tensor, taken = torch.ones(n), torch.empty(n)
+    pair = [tensor.clone(), tensor.clone()]
+    calls: list[Any] = [
+        lambda: dist.all_reduce(tensor),
+        lambda: dist.all_reduce(tensor, async_op=True).wait(),
+        lambda: dist.barrier(),
+        lambda: dist.all_gather([torch.empty(n) for _ in range(n)], tensor),
+        lambda: dist.all_to_all_single(taken, tensor),
+        lambda: dist.send(tensor, 1) if rank == 0 else dist.recv(taken, 0),
+        lambda: dist.all_reduce_coalesced(pair),
+    ]
+    found = [group()._get_sequence_number_for_group()]
+    for call in calls:
+        call()
+        found.append(group()._get_sequence_number_for_group())
+    return found
+
+
+@pytest.mark.parametrize("backend", ["superpod", "gloo"])
+def test_calls_are_numbered_as_gloo_does(torch_cards: TorchCards, backend: str) -> None:
+    assert torch_cards(2, numbers, backend=backend) == [list(range(8))] * 2
 
 
 # Reductions

@@ -15,33 +15,73 @@ from typing import Any
 
 import numpy as np
 
-from superpod.interconnect.errors import DeadlineExceeded
+from superpod.interconnect.calendar import Calendar
+from superpod.interconnect.host import Address
+from superpod.interconnect.host_link import HostLink
+from superpod.interconnect.interfaces import tcp_endpoint
+from superpod.interconnect.keys import Keys
 from superpod.interconnect.link import Link
 from superpod.interconnect.memory_link import MemoryFabric
 from superpod.interconnect.mesh import Mesh
 from superpod.interconnect.rendezvous import AddressBook, DictStore
+from superpod.interconnect.secret import JobSecret
+from superpod.interconnect.shaped_link import Roads, ShapedLink
 from superpod.interconnect.shm_link import ShmLink, possible
 from superpod.interconnect.streams import Pending, Receive, Send
+from superpod.interconnect.topology import Level, Topology
+from superpod.interconnect.topology_faults import lay
 from superpod.interconnect.zmq_link import ZmqLink
 
 GROUP = 7
 SOON = 20.0  # seconds after which a test that hangs gives up
 
-ZMQ = {
+MakeLink = Callable[[int, Path], Any]
+ZMQ: dict[str, MakeLink] = {
     "zmq-ipc": lambda rank, directory: ZmqLink(rank, directory=directory),
     "zmq-abstract": lambda rank, directory: ZmqLink(rank),
     "zmq-tcp": lambda rank, directory: ZmqLink(rank, transport="tcp"),
 }
-SHM = {
+SHM: dict[str, MakeLink] = {
     "shm-file": lambda rank, directory: ShmLink(rank, directory=directory),
     "shm-abstract": lambda rank, directory: ShmLink(rank),
 }
-REAL = {**ZMQ, **(SHM if possible() else {})}  # between processes
-LINKS = ("memory", *REAL)
+NEAR = {"zmq": ZMQ["zmq-ipc"], **({"shm": SHM["shm-file"]} if possible() else {})}
+
+
+def near_and_far(near: str, host: Callable[[int], str], keys: Callable[[], Keys | None]) -> MakeLink:
+    """Cards of several hosts; `host` says which one a rank plays to be on."""
+
+    def make(rank: int, directory: Path) -> HostLink:
+        here = NEAR[near](rank, directory)
+        here._host = host(rank)
+        here._address = Address.parse(here._address)._replace(host=host(rank)).text()
+        return HostLink(here, ZmqLink(rank, between_hosts=tcp_endpoint("127.0.0.1"), keys=keys()))
+
+    return make
+
+
+SECRET = JobSecret.new()
+HOSTS = {
+    f"{near}-{name}": near_and_far(near, host, keys)
+    for near in NEAR
+    for name, host, keys in (
+        ("one-host", lambda rank: "a", lambda: Keys(SECRET)),
+        ("two-hosts", lambda rank: "ab"[rank % 2], lambda: Keys(SECRET)),
+        ("open", lambda rank: "ab"[rank % 2], lambda: None),
+    )
+}
+REAL = {**ZMQ, **(SHM if possible() else {}), **HOSTS}  # between processes
+SHAPED = tuple(f"shaped-{kind}" for kind in ("memory", "zmq-ipc", "shm-file") if kind in ("memory", *REAL))
+LINKS = ("memory", *REAL, *SHAPED)
+QUICK = Topology("quick", levels=(Level("switch", "switch", 16, 4e9, 1e-4),))  # a machine that tests need not wait for
 
 
 def make_links(kind: str, n: int, directory: Path) -> Sequence[Link]:
     """The links of n cards in this process."""
+    if kind in SHAPED:
+        links, wires = make_links(kind.removeprefix("shaped-"), n, directory), lay(QUICK)
+        calendar = Calendar(wires.nlinks)
+        return [ShapedLink(link, Roads(wires, np.arange(n), 1.0), calendar) for link in links]
     if kind == "memory":
         return MemoryFabric(n).links
     return [REAL[kind](rank, directory) for rank in range(n)]
@@ -154,29 +194,6 @@ def forked(main: Callable[[], None]) -> Iterator[int]:
 def exit_code(pid: int) -> int:
     """The exit code of a forked process, once it has ended."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-class FolderStore:
-    """A store of files, for cards in several processes."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(exist_ok=True)
-
-    def set(self, key: str, value: bytes) -> None:
-        path = self._folder / key.replace("/", "_")
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_bytes(value)
-        draft.rename(path)
-
-    def get(self, key: str, timeout: float) -> bytes:
-        path = self._folder / key.replace("/", "_")
-        end = time.monotonic() + timeout
-        while not path.exists():
-            if time.monotonic() > end:
-                raise DeadlineExceeded(f"nobody set {key!r}")
-            time.sleep(0.001)
-        return path.read_bytes()
 
 
 def dictionary() -> AddressBook:

@@ -28,6 +28,7 @@ def test_every_variable_is_read():
             "SUPERPOD_WINDOW": "1M",
             "SUPERPOD_WATCHDOG": "10",
             "SUPERPOD_RECORD": "64",
+            "SUPERPOD_DETERMINISTIC": "1",
             "SUPERPOD_ALL_REDUCE": "tree:0-65536;ring:65537-max",
         }
     )
@@ -42,6 +43,7 @@ def test_every_variable_is_read():
         window=1 << 20,
         watchdog=10.0,
         record=64,
+        deterministic=True,
         overrides={"all_reduce": "tree:0-65536;ring:65537-max"},
     )
 
@@ -69,6 +71,7 @@ def test_every_collective_has_its_variable(collective):
         ("SUPERPOD_TIMEOUT", "0", r"SUPERPOD_TIMEOUT='0' must be at least 0\.1 s, .*such as 30s"),
         ("SUPERPOD_TIMEOUT", "10us", r"SUPERPOD_TIMEOUT='10us' must be at least 0\.1 s"),
         ("SUPERPOD_RECORD", "many", r"SUPERPOD_RECORD='many': must be a whole number"),
+        ("SUPERPOD_DETERMINISTIC", "yes", r"SUPERPOD_DETERMINISTIC='yes': must be one of 0, 1"),
         ("SUPERPOD_SEGMENT", "big", r"SUPERPOD_SEGMENT='big': size 'big' must be a number"),
         ("SUPERPOD_SEGMENT", "512", r"SUPERPOD_SEGMENT=512 must lie between 1K and 64M"),
         ("SUPERPOD_SEGMENT", "65M", r"SUPERPOD_SEGMENT=68157440 must lie between 1K and 64M"),

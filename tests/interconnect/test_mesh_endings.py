@@ -13,7 +13,6 @@ from cards import (
     REAL,
     SOON,
     Card,
-    FolderStore,
     dictionary,
     eventually,
     exit_code,
@@ -23,6 +22,7 @@ from cards import (
     within,
 )
 
+from folder_store import FolderStore
 from superpod.interconnect.control import AbortFlag, AbortSwitch, Failure
 from superpod.interconnect.errors import (
     DeadlineExceeded,

@@ -12,7 +12,6 @@ from cards import (
     REAL,
     SOON,
     Card,
-    FolderStore,
     eventually,
     exit_code,
     forked,
@@ -20,6 +19,7 @@ from cards import (
     within,
 )
 
+from folder_store import FolderStore
 from superpod.interconnect.errors import (
     CollectiveMismatch,
     DeadlineExceeded,

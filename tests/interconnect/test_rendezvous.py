@@ -17,14 +17,15 @@ from cards import SOON, dictionary, eventually, exit_code, forked, start, togeth
 from superpod.interconnect.errors import DeadlineExceeded, InvalidValue, JobFailure, LinkClosed
 from superpod.interconnect.peers import Peers
 from superpod.interconnect.rendezvous import MAX_VALUE, AddressBook, DictStore, LauncherStore, StoreServer, TorchStore
+from superpod.interconnect.secret import JobSecret
 
 
 class Server:
     """A StoreServer that a thread serves."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, secret: JobSecret | None = None) -> None:
         self.endpoint = endpoint
-        self.store = StoreServer(endpoint)
+        self.store = StoreServer(endpoint, secret)
         self._end, self._ended = os.pipe()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()

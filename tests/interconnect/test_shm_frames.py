@@ -12,9 +12,10 @@ import time
 
 import numpy as np
 import pytest
-from cards import SHM, SOON, Card, FolderStore, eventually, exit_code, forked, start, together, within
+from cards import SHM, SOON, Card, eventually, exit_code, forked, start, together, within
 from shm_cards import HEADER, MIB, shared_mappings, taken
 
+from folder_store import FolderStore
 from superpod.interconnect import shm_sockets
 from superpod.interconnect.errors import PeerLost
 from superpod.interconnect.link import Broken

@@ -11,8 +11,9 @@ import struct
 
 import pytest
 import zmq
-from cards import GROUP, SOON, ZMQ, Card, FolderStore, dictionary, eventually, forked, start, together, within
+from cards import GROUP, SOON, ZMQ, Card, dictionary, eventually, forked, start, together, within
 
+from folder_store import FolderStore
 from superpod.interconnect.connections import UNKNOWN
 from superpod.interconnect.errors import InvalidValue, PeerLost
 from superpod.interconnect.link import Arrival, Broken, Refused
@@ -372,7 +373,10 @@ def test_a_directory_that_does_not_exist(tmp_path):
 
 def test_a_card_of_another_host(tmp_path):
     link = ZmqLink(0)
-    with pytest.raises(InvalidValue, match=r"rank 1 is on another host .*; this version joins cards of one host"):
+    with pytest.raises(
+        InvalidValue,
+        match=r"rank 1 is on another host .*, and this card was not told .* LOCAL_WORLD_SIZE",
+    ):
         link.connect(1, "tcp://10.0.0.1:5#" + "00" * 8 + "#other")
     link.close(0)
 

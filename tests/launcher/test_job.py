@@ -112,7 +112,7 @@ def test_stream_choice():
 
 COMMANDS = [
     (["-n", "0", "script.py"], 2, "superpod-run: nproc_per_node=0 must be at least 1; start n cards with -n n\n"),
-    (["-n", "x", "script.py"], 2, "argument -n/--nproc-per-node/--nproc_per_node: invalid int value: 'x'"),
+    (["-n", "x", "script.py"], 2, "argument -n/--np: invalid int value: 'x'"),
     ([], 2, "the following arguments are required: script"),
     (["--frobnicate", "script.py"], 2, "unrecognized arguments|the following arguments are required|expected"),
     (["gone.py"], 2, "superpod-run: script gone.py does not exist; looked for it in "),

@@ -1,0 +1,99 @@
+"""The reader for groups on several hosts: what stays within a host goes over its board, the rest in messages.
+
+The first and last steps of a schedule that knows hosts are those within them. They are a meeting of the host's cards
+instead; the steps between run as they are (`Task.across`). Contributions are added up in the schedule's order, so the
+results are the same bits as those of `execute`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from superpod.collectives.execute import Bounds
+from superpod.collectives.fused import FUSED, Fused, Meeting, Task
+from superpod.collectives.hosts import Layout
+from superpod.collectives.schedule import Schedule
+
+_fold_at, _add_blocks, _spread = (
+    FUSED["reduce", "star"],
+    FUSED["reduce_scatter", "direct"],
+    FUSED["broadcast", "direct"],
+)
+_collect = FUSED["all_gather", "direct"]
+
+
+class Way(NamedTuple):
+    """How a schedule runs over boards: `fused` meets within the hosts and calls for `across`, what is between."""
+
+    fused: Fused
+    across: Schedule
+
+
+def on_hosts(schedule: Schedule, layout: Layout, rank: int) -> Way | None:
+    """The way for a rank of a group with this layout; None if it must all go through messages."""
+    find = _WAYS.get((schedule.collective, schedule.algorithm))
+    if find is None or layout.count == 1 or max(layout.sizes) == 1:
+        return None
+    return find(schedule, layout, rank)
+
+
+def _leaders(schedule: Schedule, layout: Layout, rank: int) -> Way:
+    """To the first card of each host, across, and back."""
+
+    def fused(meeting: Meeting, task: Task) -> None:
+        at_leader = replace(task, root=0)
+        _fold_at(meeting, at_leader)
+        _across(task)
+        _spread(meeting, at_leader)
+
+    return Way(fused, _cut(schedule, 1, schedule.nsteps - 1))
+
+
+def _broadcast(schedule: Schedule, layout: Layout, rank: int) -> Way:
+    """Across, then from the leader, who is the root on its host."""
+    members = layout.with_rank(rank)
+    leader = members.index(schedule.root) if schedule.root in members else 0
+
+    def fused(meeting: Meeting, task: Task) -> None:
+        _across(task)
+        _spread(meeting, replace(task, root=leader))
+
+    return Way(fused, _cut(schedule, 0, schedule.nsteps - 1))
+
+
+def _rails(schedule: Schedule, layout: Layout, rank: int) -> Way:
+    """Each card of a host adds up its share, meets those who have the same one, and hands it to its host."""
+    own, most = layout.sizes[layout.hosts[rank]], max(layout.sizes)
+    edges = [-(-card * most // own) * layout.count for card in range(own + 1)]  # chunks at which shares begin
+
+    def fused(meeting: Meeting, task: Task) -> None:
+        (array,), (bounds,) = task.spaces, task.banks
+        shares: Bounds = tuple(bounds[edge] for edge in edges)
+        _add_blocks(meeting, replace(task, banks=(shares,)))
+        _across(task)
+        in_bytes = tuple(edge * array.itemsize for edge in shares)
+        _collect(meeting, replace(task, spaces=(array.view(np.uint8),), banks=(in_bytes,)))
+
+    return Way(fused, _cut(schedule, 1, schedule.nsteps - 1))
+
+
+def _across(task: Task) -> None:
+    assert task.across is not None
+    task.across()
+
+
+def _cut(schedule: Schedule, first: int, last: int) -> Schedule:
+    """Steps first to last − 1 of a schedule."""
+    return replace(schedule, nsteps=last - first, build=lambda s: schedule.build(first + s), program=None, traffic=None)
+
+
+_WAYS: dict[tuple[str, str], Callable[[Schedule, Layout, int], Way]] = {
+    ("all_reduce", "leaders"): _leaders,
+    ("all_reduce", "rails"): _rails,
+    ("barrier", "leaders"): _leaders,
+    ("broadcast", "leaders"): _broadcast,
+}

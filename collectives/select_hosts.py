@@ -1,0 +1,49 @@
+"""Which algorithm for a group on several hosts, where what goes between them is dear and what stays within is cheap.
+
+Thresholds were measured with 2 hosts of 4 cards and 4 of 8, in network namespaces on 2 cores (benchmarks/LOG.md).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from superpod.collectives import algorithms
+
+if TYPE_CHECKING:
+    from superpod.collectives.hosts import Layout
+
+MAX = sys.maxsize
+_K = 1 << 10
+
+
+class Rule(NamedTuple):
+    """For arrays of up to `nbytes`."""
+
+    nbytes: int
+    algorithm: str
+
+
+BETWEEN_HOSTS: Mapping[str, tuple[Rule, ...]] = {
+    "all_reduce": (Rule(4096 * _K, "leaders"), Rule(MAX, "rails")),
+    "broadcast": (Rule(MAX, "leaders"),),
+    "reduce": (Rule(MAX, "leaders"),),
+    "all_gather": (Rule(MAX, "rails"),),
+    "reduce_scatter": (Rule(MAX, "rails"),),
+    "barrier": (Rule(MAX, "leaders"),),
+}
+
+
+def between_hosts(collective: str, nbytes: int, layout: Layout, *, equal_blocks: bool) -> Rule | None:
+    """The rule that fits, for an algorithm that knows the hosts; None where the flat ones do.
+
+    They do where each host has one card, or all are on one.
+    """
+    if layout.count == 1 or max(layout.sizes) == 1:
+        return None
+    for rule in BETWEEN_HOSTS.get(collective, ()):
+        fits = equal_blocks or not algorithms.get(collective, rule.algorithm).equal_blocks
+        if fits and nbytes <= rule.nbytes and layout.can(collective, rule.algorithm):
+            return rule
+    return None

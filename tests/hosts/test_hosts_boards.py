@@ -1,0 +1,47 @@
+"""What meets on boards within hosts has the same bits as what goes in messages."""
+
+from __future__ import annotations
+
+import pytest
+
+BITS = """
+import hashlib
+import numpy as np
+import superpod
+
+comm = superpod.init()
+random, digest = np.random.default_rng(comm.rank), hashlib.sha256()
+for algorithm in ("leaders", "rails"):
+    for dtype in (np.float32, np.float64, np.complex64, np.int16):
+        for count in (0, 1, 7, 1000, 400_001):
+            data = (random.standard_normal(count) * 10.0 ** random.integers(0, 4, count)).astype(dtype)
+            comm.all_reduce(data, algorithm=algorithm)
+            digest.update(data.tobytes())
+for root in range(comm.world_size):
+    for count in (0, 1, 300_001):
+        data = random.standard_normal(count)
+        comm.broadcast(data, root=root)
+        digest.update(data.tobytes())
+for _ in range(20):
+    comm.barrier()
+half = [comm.group(range(first, comm.world_size, 2)) for first in (0, 1)][comm.rank % 2]
+data = np.arange(5.0) * comm.rank
+half.all_reduce(data)
+expected = sum(rank for rank in range(comm.world_size) if rank % 2 == comm.rank % 2)
+assert (data == np.arange(5.0) * expected).all()
+kind = comm._engine._table
+print("board" if kind is not None else "messages", digest.hexdigest())
+comm.close()
+"""
+
+
+@pytest.mark.parametrize("where", ["a:3,b:3", "a:1,b:4,c:2"])
+def test_the_same_bits_on_boards_and_in_messages(cluster, where):
+    script = cluster.script("bits.py", BITS)
+    said = {}
+    for link in ("zmq", "shm"):
+        job = cluster("--hosts", where, "-x", f"SUPERPOD_LINK={link}", script)
+        assert job.code == 0, job.err
+        said[link] = {tuple(line.split()[1:]) for line in job.lines}
+    ((kind, bits),) = said["zmq"]
+    assert (kind, said["shm"]) == ("messages", {("board", bits)})
