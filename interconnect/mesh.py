@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from superpod.interconnect.control import AbortFlag
+from superpod.interconnect.elsewhere import Elsewhere
 from superpod.interconnect.errors import (
     BadFrame,
     DeadlineExceeded,
@@ -33,7 +34,7 @@ PROBE_AFTER = 0.25  # seconds of waiting before a card tells its peers what it a
 _SLICE = 1.0  # seconds; the longest sleep between two looks at deadline and failures
 
 
-class Mesh(Leaving):
+class Mesh(Elsewhere, Leaving):
     """The card's end of the interconnect. Every public call may come from any thread."""
 
     def __init__(
@@ -252,59 +253,6 @@ class Mesh(Leaving):
         except DeadlineExceeded as error:
             needed = f", but rank {self.rank} needs it in {what}" if what else ""
             raise self.with_report(DeadlineExceeded(f"{error}{needed}"), group, [peer]) from None
-
-    def find_named(self, name: str, group: Group, awaited: Receive, seconds: float) -> str:
-        """What the peer of `awaited` has published under `name`; waits for it, as if it came in that message.
-
-        Raises DeadlineExceeded after `seconds`, PeerLost when the peer has ended without it, and the group's failure.
-        """
-
-        def check() -> None:
-            self.look(group, [awaited], probe=True)
-
-        try:
-            return self._peers.find(awaited.peer, seconds, check, name)
-        except DeadlineExceeded:
-            raise self.too_late([awaited], seconds, awaited.text) from None
-
-    def publish(self, name: str, address: str) -> None:
-        """Let the others `find_named` an address of this card's under `name`."""
-        self._peers.publish(self.rank, name, address)
-
-    def note_departure(self, group: Group, peer: int, *, job: bool) -> None:
-        """`peer` has closed the group, or left the job, and said so elsewhere than in a message."""
-        with self._lock:
-            if job and peer in self._peers.lost:  # else it what it sent before may still come
-                self._peers.left(peer)
-            group.leaves(peer, job=job)
-
-    def glance(self, group: Group) -> tuple[bool, bool]:
-        """Take in what has arrived, for a card that waits elsewhere than in the mesh.
-
-        Returns whether there was anything, so that more may follow, and whether the card had better `look`.
-        """
-        if self._held():
-            raise self._reentered()
-        with self._lock:
-            moved = self._progress()
-            self._look_at_abort_flag()
-            return moved, self.closed or self._in_doubt(group)
-
-    def look(self, group: Group, awaited: Sequence[Receive], *, probe: bool) -> None:
-        """One look around, for a card that waits elsewhere than in the mesh. Raises the group's failure.
-
-        Args:
-            awaited: what it waits for, as if it came in messages; `probe`: tell those whom it waits for.
-        """
-        if self._held():
-            raise self._reentered()
-        with self._lock:
-            self._progress()
-            if probe:
-                self._probe(awaited)
-            self._look_at_abort_flag()
-            self._meet_the_gone(awaited)
-            self._refuse(awaited, group)
 
     def _connect(self, peer: int, group: Group | None, seconds: float, what: str = "") -> None:
         """Find `peer` and connect to it. Raises DeadlineExceeded when it never joined, and the group's failure."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from superpod.interconnect.env import LauncherSettings, exported, node_variables, slurm_step
 from superpod.interconnect.errors import InvalidValue
@@ -66,6 +68,10 @@ def add_hosts(cli: argparse.ArgumentParser) -> None:
         metavar="COMMAND",
         help="ssh with options, or another command (or SUPERPOD_SSH)",
     )
+    _add_network(add)
+
+
+def _add_network(add: Callable[..., Any]) -> None:
     add(
         "--interface",
         metavar="NAMES",

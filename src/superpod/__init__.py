@@ -6,8 +6,8 @@ torch:
     comm = superpod.init()                          # under superpod-run; alone it is the world of one
     comm.all_reduce(np.ones(8, np.float32))
 
-`init` gives this card's Communicator and `clock` its modelled clock; `run_ranks` runs a function on n cards; `Schedule`, `Step` and `verify` are for
-those who write algorithms; the rest are the errors, a tree under SuperpodError.
+`init` gives this card's Communicator and `clock` its modelled clock; `run_ranks` runs a function on n cards;
+`Schedule`, `Step` and `verify` are for those who write algorithms; the rest are the errors, a tree under SuperpodError.
 """
 
 from __future__ import annotations

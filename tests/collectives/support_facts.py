@@ -1,6 +1,6 @@
 """What torch's own MPI and NCCL backends do, as torch, MPI and NCCL state it: neither can run in the tests.
 
-Sources, each read for torch 2.13:
+Sources; headers and Python files as torch 2.13 ships them, its .cpp files and pages as they were published near it:
   [1] torch, docs/source/distributed.md: the table of functions by backend
   [2] torch, torch/csrc/distributed/c10d/ProcessGroupMPI.hpp and .cpp: functions, dtypes and reductions given to MPI
   [3] torch, torch/csrc/distributed/c10d/NCCLUtils.hpp: the NCCL type of each dtype

@@ -84,7 +84,7 @@ def test_latency_and_rate_are_within_a_tenth(below, tmp_path):
             assert_soonest(attempt, LATENCY + size / RATE)
         report = b.report()
         assert report["frames"] >= 2
-        assert report["on_time"] >= 2
+        assert 1 <= report["on_time"] <= report["frames"]
         assert report["took"] >= report["asked"] > 1.99 * LATENCY + nbytes / RATE
 
 

@@ -18,6 +18,7 @@ Every client prints one line of JSON on rank 0, which the tests read.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import sys
 import traceback
@@ -177,6 +178,9 @@ def judge(clients: dict[str, Client]) -> None:
         dist.destroy_process_group()
         join(PrefixStore(f"{name} gloo's", store), rank, world_size, "gloo")
         gloos = _end_of(client.run)
+        if isinstance(gloos, Tensor):  # gloo's own thread must not be the last to hold its group: it would join itself
+            gc.collect()
+            dist.barrier()
         _print(name, _verdict(client, ours, gloos), store)
         dist.destroy_process_group()
     faulthandler.cancel_dump_traceback_later()
