@@ -144,7 +144,7 @@ import torch.distributed as dist
 dist.init_process_group("superpod")
 x = torch.full((1000,), float(dist.get_rank()))
 dist.all_reduce(x)
-line = f"{os.environ['GROUP_RANK']} {dist.get_rank()} {x[0].item()}\n"
+line = f"{os.environ['GROUP_RANK']} {dist.get_rank()} {x[0].item()}\\n"
 os.write(1, line.encode())  # in one piece: torchrun does not keep lines apart
 dist.destroy_process_group()
 """
