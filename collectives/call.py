@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from superpod.collectives.execute import Bounds, Circumstances, Plan
 from superpod.collectives.fused import Fused
 from superpod.collectives.select import Choice
+from superpod.interconnect.errors import InvalidValue, SuperpodError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +45,28 @@ class Prepared:
     where: Circumstances
     fused: Fused | None  # how it runs on a board
     banks: tuple[Bounds, ...]
+
+
+def group_ident(name: str, ranks: Sequence[int]) -> int:
+    """64 bits that all members of a group derive alike, without asking one another."""
+    return int.from_bytes(hashlib.blake2b(f"{name}/{tuple(ranks)}".encode(), digest_size=8).digest(), "little")
+
+
+def message_text(label: str, tag: int) -> str:
+    """A message in words, the same for its sender and its receiver. Raises InvalidValue for a wrong tag."""
+    if not 0 <= tag < 1 << 31:
+        raise InvalidValue(f"tag={tag} must be 0 to 2^31 - 1")
+    return f"send/recv({label}, tag {tag})"
+
+
+def words_of(error: BaseException) -> str:
+    """Its class and its text, if it has one."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def interrupted(text: str, group: str, rank: int) -> SuperpodError:
+    """The error for a call that comes from a signal's handler while the same thread is at the group's board."""
+    return SuperpodError(
+        f"{text} of group {group} was called by a signal's handler that has interrupted another call of the group on "
+        f"rank {rank}; let the handler set a flag"
+    )

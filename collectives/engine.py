@@ -5,7 +5,6 @@ It knows arrays as flat spaces and calls as words; what a user's arguments mean 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import OrderedDict
@@ -13,16 +12,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from math import inf
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any
 
 import numpy as np
 
 from superpod.collectives import algorithms
 from superpod.collectives.call import Call as Call
-from superpod.collectives.call import Prepared
+from superpod.collectives.call import Prepared, group_ident, interrupted, message_text, words_of
 from superpod.collectives.execute import COLLECTIVE_TAG, Array, Bounds, Circumstances, Plan, bind, run
-from superpod.collectives.fused import Task, fused
+from superpod.collectives.fused import Fused, Task, fused
 from superpod.collectives.fused_hosts import on_hosts
 from superpod.collectives.hosts import Layout, OnHosts
 from superpod.collectives.places import Caller, Place
@@ -70,8 +69,7 @@ class Engine:
         """
         self.mesh = mesh
         self.ranks = tuple(ranks)
-        self.rank = self.ranks.index(mesh.rank)
-        self.world_size = len(self.ranks)
+        self.rank, self.world_size = self.ranks.index(mesh.rank), len(self.ranks)
         self.name = name
         self.timeout = timeout
         self.last: Choice | None = None
@@ -84,6 +82,7 @@ class Engine:
         self._asked: dict[int, dict[str, tuple[int, Header]]] = {}  # number to come → peers' calls → who and how
         self._recorder = recorder or Recorder(0)
         self._recorded = self._recorder.group(name, self.ranks)
+        self._meeting = 0  # the thread that is at the board
         self._under_way: int | None = None  # the record of the collective that has begun and not ended
         self._messages = count()
         self._caller = Caller()
@@ -94,13 +93,13 @@ class Engine:
         self._board = board and self.world_size > 1
         self._table: Table | None = None  # made by the first call that needs it
         self.worker = Worker(f"superpod {name}")
-        self.group = mesh.open_group(_ident(name, self.ranks), name, self._on_probe)
+        self.group = mesh.open_group(group_ident(name, self.ranks), name, self._on_probe)
         self._hosts = OnHosts(mesh, self.group, self.ranks, timeout)
         self.group.place, self.group.text = self._place_of, lambda number: self._texts.get(number, "")
 
     def _disown(self) -> None:
         """In a forked child: what the parent's threads held and had under way is theirs."""
-        self._order, self._under_way = RLock(), None
+        self._order, self._under_way, self._table = RLock(), None, None
 
     # Issuing
 
@@ -113,6 +112,8 @@ class Engine:
         """
         place = self._caller.place()
         with self._order:
+            if self._meeting == get_ident():
+                raise interrupted(text, self.name, self.mesh.rank)
             issued = 0 if self._clock is None else self._clock.place()
             if not async_op and (self.worker.outstanding == 0 or self.worker.is_current_thread() or self._over):
                 return self._carry_out(text, action, place, issued)
@@ -138,7 +139,7 @@ class Engine:
                 self._recorder.end(self._under_way, time.perf_counter(), FAILED)
                 self._under_way = None
             if self._next != before or not isinstance(error, InvalidValue):
-                cause = error if isinstance(error, SuperpodError) else SuperpodError(f"{_words(error)} in {text}")
+                cause = error if isinstance(error, SuperpodError) else SuperpodError(f"{words_of(error)} in {text}")
                 self.mesh.fail_group(self.group, cause, tell=self._neighbours())
             raise
 
@@ -186,11 +187,9 @@ class Engine:
             before(plan, spaces)
         sequence = self._begin(prepared.where.text, prepared.call.nbytes, start)
         if prepared.fused is not None:
-            table = self._table or self._sit(prepared.where.text, sequence, seconds)
-            table.call(prepared.where.text, sequence, seconds)
-            with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
-                across = partial(run, plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
-                prepared.fused(table, Task(spaces, prepared.banks, reduce, prepared.call.root, across))
+            across = partial(run, plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
+            task = Task(spaces, prepared.banks, reduce, prepared.call.root, across)
+            self._meet(prepared.fused, task, prepared.where.text, sequence, seconds)
         else:
             run(plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
         if after is not None:
@@ -232,6 +231,16 @@ class Engine:
             log.info("%s: %s, %s", place, choice.algorithm, choice.reason)
         return prepared
 
+    def _meet(self, fused: Fused, task: Task, text: str, sequence: int, seconds: float) -> None:
+        table = self._table or self._sit(text, sequence, seconds)
+        table.call(text, sequence, seconds)
+        self._meeting = get_ident()
+        try:
+            with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
+                fused(table, task)
+        finally:
+            self._meeting = 0
+
     def _sit(self, text: str, sequence: int, seconds: float) -> Table:
         """Meet the others at the group's board for the first time, for the call of these words and this number."""
         layout = self.layout()
@@ -268,7 +277,7 @@ class Engine:
 
     def send(self, array: Array, peer: int, tag: int, label: str, timeout: float | None) -> MessageWork:
         """Start sending bytes to group rank `peer`."""
-        text, seconds = _message(label, tag), self.timeout if timeout is None else timeout
+        text, seconds = message_text(label, tag), self.timeout if timeout is None else timeout
         send = self.mesh.send(self.group, self.ranks[peer], tag, array.data, text=text, seconds=seconds)
         return self._message_work("send", f"{text} to rank {peer}", send, array.nbytes, seconds, lambda: None)
 
@@ -276,13 +285,13 @@ class Engine:
         self, array: Array, peer: int, tag: int, label: str, timeout: float | None, finish: Callable[[], Any]
     ) -> MessageWork:
         """Start receiving bytes from group rank `peer`; the work's result is what `finish` returns."""
-        text, seconds = _message(label, tag), self.timeout if timeout is None else timeout
+        text, seconds = message_text(label, tag), self.timeout if timeout is None else timeout
         receive = self.mesh.receive(self.group, self.ranks[peer], tag, array, text=text)
         return self._message_work("recv", f"{text} from rank {peer}", receive, array.nbytes, seconds, finish)
 
     def recv_any(self, array: Array, tag: int, label: str, finish: Callable[[int], Any]) -> MessageWork:
         """Start receiving bytes from whoever sends first; the result is what `finish(its group rank)` returns."""
-        text = _message(label, tag)
+        text = message_text(label, tag)
         receive = self.mesh.receive_any(self.group, self.ranks, tag, array, text)
         ended = partial(self._finish_any, receive, finish)
         return self._message_work("recv", f"{text} from anyone", receive, array.nbytes, self.timeout, ended)
@@ -382,19 +391,4 @@ class Engine:
         self.mesh.close_group(self.group, job=job)
         if self._table is not None:
             self._table.leave()
-
-
-def _message(label: str, tag: int) -> str:
-    """A message in words, the same for its sender and its receiver. Raises InvalidValue for a wrong tag."""
-    if not 0 <= tag < 1 << 31:
-        raise InvalidValue(f"tag={tag} must be 0 to 2^31 - 1")
-    return f"send/recv({label}, tag {tag})"
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _ident(name: str, ranks: Sequence[int]) -> int:
-    """64 bits that all members derive alike, without asking one another."""
-    return int.from_bytes(hashlib.blake2b(f"{name}/{tuple(ranks)}".encode(), digest_size=8).digest(), "little")
+            self._table = None

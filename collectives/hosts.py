@@ -14,7 +14,7 @@ import numpy as np
 
 from superpod.collectives import algorithms
 from superpod.collectives.schedule import ROOTED, Schedule, Step
-from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.errors import InvalidValue, SuperpodError
 from superpod.interconnect.group import Group
 from superpod.interconnect.host import Address, split
 from superpod.interconnect.mesh import Mesh
@@ -120,7 +120,10 @@ class OnHosts:
         """
         if self._several and self._layout is None:
             first = self._mesh.rank == self._ranks[0]
-            self._layout = self._written() if first else self._read()
+            try:
+                self._layout = self._written() if first else self._read()
+            except InvalidValue as error:  # of what the others wrote: it is no argument of this call's that is refused
+                raise SuperpodError(str(error)) from error
         return self._layout
 
     @property

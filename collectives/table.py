@@ -53,14 +53,14 @@ class Table:
         self._text, self._sequence = text, sequence
         self.rank, self.world_size = ranks.index(mesh.rank), len(ranks)
         self.slot = slot_bytes(self.world_size)
-        mesh.boards[group.ident] += 1  # a group may be made again under its old name
-        name = f"board/{group.ident}/{mesh.boards[group.ident]}"
+        name = f"board/{group.ident}/{group.life}"  # a group may be made again under its old name
         if self.rank == 0:
             self._board = Board.create(0, self.world_size, self.slot)
             mesh.publish(name, self._board.address)
         else:
             (host,) = self._asked([0])
             address = mesh.find_named(name, group, host, seconds)
+            mesh.look(group, [host], probe=False)  # it may be over by now
             try:
                 self._board = Board.open(address, self.rank, self.world_size, self.slot)
             except OSError as error:
@@ -98,7 +98,8 @@ class Table:
             except BaseException:
                 self._board.withdraw()
                 raise
-            self._wanted = None
+            finally:
+                self._wanted = None
 
     def leave(self) -> None:
         """The group is over."""
@@ -127,6 +128,8 @@ class Table:
                 look_at = now + _LOOKS
                 self._mesh.look(self._group, self._awaited(), probe=False)
             if now >= self._end:
+                if self._group.due < inf:
+                    self._mesh.settle(self._group)
                 raise self._mesh.too_late(self._awaited(), self._limit, self._text)
             nap = _NAPS[0] if moved else min(2 * nap, _NAPS[1])  # who is sent something takes it, or its sender waits
 

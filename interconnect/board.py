@@ -14,9 +14,11 @@ The memory has no name in any file system, so nothing is left of it when the las
 
 from __future__ import annotations
 
-import mmap
+import errno
 import os
 import platform
+import re
+import secrets
 import threading
 import time
 
@@ -24,13 +26,15 @@ import numpy as np
 import numpy.typing as npt
 
 from superpod.interconnect import futex
-from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.errors import BadFrame
+from superpod.interconnect.shm_memory import Memory
 
 Bytes = npt.NDArray[np.uint8]
 
 TEXT = 256  # bytes of a card's call in words
 _PAGE = 4096
 _LINE = 64
+_TOKEN, _TOKEN_BYTES = 16, 16  # where in the first line the board's own name lies, and how long it is
 _CLOSED_GROUP, _LEFT_JOB = 1, 2
 
 
@@ -42,21 +46,18 @@ def possible() -> bool:
 class Board:
     """One card's view of a board. One thread at a time."""
 
-    def __init__(self, descriptor: int, rank: int, world_size: int, slot: int) -> None:
-        """Map the memory behind `descriptor`; `slot` is the room of one card in bytes. Takes the descriptor over."""
+    def __init__(self, memory: Memory, descriptor: int, rank: int, world_size: int, slot: int) -> None:
+        """Lay a board out in `memory`; `slot` is the room of one card in bytes. Takes its descriptor over."""
         self.rank, self.world_size, self.slot = rank, world_size, slot
         self.meetings = 0
         self._set = 0
         self._fd = descriptor
-        size = nbytes(world_size, slot)
-        if os.fstat(descriptor).st_size != size:
-            raise InvalidValue(f"board of {os.fstat(descriptor).st_size} B must have {size} B")
-        self._map = mmap.mmap(descriptor, size)
-        whole = np.frombuffer(self._map, np.uint8)
+        whole = np.frombuffer(memory.view, np.uint8)
         head = _head(world_size)
         words = _round(8 * world_size, _LINE)
         self._address = whole.ctypes.data
         self._bell = whole[:4].view(np.uint32)
+        self._token = whole[_TOKEN : _TOKEN + _TOKEN_BYTES]
         self._asleep = whole[_LINE : _LINE + world_size]
         base = _LINE + _round(world_size, _LINE)
         self._departed = whole[base : base + world_size]
@@ -77,19 +78,37 @@ class Board:
     @staticmethod
     def create(rank: int, world_size: int, slot: int) -> Board:
         """A new board; the others open it by its address. Raises OSError when there is no memory for it."""
-        descriptor = os.memfd_create("superpod", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, nbytes(world_size, slot))
-        return Board(descriptor, rank, world_size, slot)
+        memory, descriptor = Memory.create(nbytes(world_size, slot))
+        board = Board(memory, descriptor, rank, world_size, slot)
+        board._token[:] = np.frombuffer(secrets.token_bytes(_TOKEN_BYTES), np.uint8)
+        return board
 
     @property
     def address(self) -> str:
         """What another process of this user on this host needs to open the board."""
-        return f"/proc/{os.getpid()}/fd/{self._fd}"
+        return f"/proc/{os.getpid()}/fd/{self._fd}#{self._token.tobytes().hex()}"
 
     @staticmethod
     def open(address: str, rank: int, world_size: int, slot: int) -> Board:
-        """The board that another card has created. Raises OSError, InvalidValue."""
-        return Board(os.open(address, os.O_RDWR | os.O_CLOEXEC), rank, world_size, slot)
+        """The board that another card has created. Raises OSError, also for what is none, or another one by now."""
+        file, _, token = address.partition("#")
+        if re.fullmatch(r"/proc/\d+/fd/\d+", file) is None:
+            raise OSError(errno.EINVAL, "this is no board's address")
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if os.fstat(descriptor).st_uid != os.geteuid():
+                raise OSError(errno.EPERM, "it is another user's")
+            size = nbytes(world_size, slot)
+            board = Board(Memory.adopt(descriptor, size, size), descriptor, rank, world_size, slot)
+            if board._token.tobytes().hex() != token:
+                raise OSError(errno.ESTALE, "another board is there now")
+        except BadFrame as error:
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, str(error)) from error
+        except OSError:
+            os.close(descriptor)
+            raise
+        return board
 
     def close_descriptor(self) -> None:
         """When all have opened the board: the memory stays mapped."""
@@ -188,7 +207,7 @@ class Board:
 
 def nbytes(world_size: int, slot: int) -> int:
     """The size of a board. Only what is written takes memory."""
-    return _head(world_size) + 2 * slot * world_size
+    return _round(_head(world_size) + 2 * slot * world_size, _PAGE)
 
 
 def _head(world_size: int) -> int:

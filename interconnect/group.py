@@ -121,6 +121,7 @@ class Groups:
         if self._open.pop(group.ident, None) is None:
             return False
         group.parting(job)
+        group.parting = lambda job: None
         _remember(self._ended, group.ident, group.life)
         group.failure = group.failure or LinkClosed(
             f"rank {self._rank} has closed group {group.name}; make a new communicator or process group"

@@ -91,6 +91,8 @@ class Leaving(Trouble):
         """In a forked child: the connections are the parent's, so nothing can be done here but to say so."""
         self._turns = Turns(self.link)
         self._lock, self._held = self._turns.lock, self._turns.held
+        for group in self._groups:
+            group.parting = lambda job: None  # it would sign the parent off
         self._over = (
             f"this process was forked from rank {self.rank}, whose connections it cannot use; "
             "make a new communicator or process group"

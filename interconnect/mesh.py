@@ -7,7 +7,6 @@ happens when something goes wrong is in trouble.py.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,7 +63,6 @@ class Mesh(Elsewhere, Leaving):
         self._patience = patience
         self._abort = abort
         self._groups = Groups(link.rank)
-        self.boards: Counter[int] = Counter()  # group → how many boards its members have met at
         self._failure: SuperpodError | None = None
         self.closed = False
         self._over = f"rank {link.rank} has closed its mesh; make a new communicator or process group"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Set
@@ -54,14 +55,13 @@ class Peers:
         Raises DeadlineExceeded when the peer has not joined by then, PeerLost when it never will, and what `check`
         raises.
         """
-        book = self._books_of(peer)[0]
-        book = book.beside(name) if name else book
+        books = [book.beside(name) for book in self._books_of(peer)] if name else self._books_of(peer)[:1]
         end, pause = time.monotonic() + seconds, _FIRST_SLICE
         while True:
             rest = end - time.monotonic()
             gone = self.gone(peer)  # before the look: what it has published, it has published by now
             try:
-                return book.find(peer, min(max(rest, 0.001), pause if gone is None else _LAST_LOOK))
+                return _first(books, peer, min(max(rest, 0.001), pause if gone is None else _LAST_LOOK))
             except DeadlineExceeded as error:
                 if gone is not None:
                     how = self.lost.setdefault(peer, gone if name else f"{gone} before it joined")
@@ -87,6 +87,14 @@ class Peers:
         if not ranks:
             return "nobody is there to send"
         return f"rank {(first := min(ranks))} {self.lost[first]}"
+
+
+def _first(books: list[AddressBook], peer: int, seconds: float) -> str:
+    """The peer's address in the first book that has one; each of them gets its part of the time."""
+    for book in books[:-1]:
+        with contextlib.suppress(DeadlineExceeded):
+            return book.find(peer, seconds / len(books))
+    return books[-1].find(peer, seconds / len(books))
 
 
 class Refusals(list[BadFrame]):

@@ -22,6 +22,7 @@ from superpod.interconnect.errors import DeadlineExceeded, InvalidValue, JobFail
 from superpod.interconnect.secret import JobSecret
 from superpod.interconnect.zmq_keys import Doorkeeper, KeyPair, knock, let_in, listen
 
+_ANSWER = 0.1  # seconds in which a store says what it has
 MAX_VALUE = 64 * 1024  # bytes of one key or value
 _ROLE = "store"
 _SIGNATURE = 32  # bytes
@@ -289,7 +290,7 @@ class AddressBook:
     def knows(self, name: str) -> bool:
         """Whether there is now something under this name that a card has put there."""
         try:
-            return self._opened(name, self._store.get(f"{self._prefix}/{name}", 0)) is not None
+            return self._opened(name, self._store.get(f"{self._prefix}/{name}", _ANSWER)) is not None
         except DeadlineExceeded:
             return False
 

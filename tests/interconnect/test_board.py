@@ -16,7 +16,6 @@ from cards import exit_code, forked
 
 from superpod.interconnect import futex
 from superpod.interconnect.board import TEXT, Board, nbytes, possible
-from superpod.interconnect.errors import InvalidValue
 
 pytestmark = pytest.mark.skipif(not possible(), reason="boards need x86-64, futex and memfd_create")
 
@@ -120,14 +119,27 @@ def test_a_late_reader_is_not_overtaken() -> None:
 def test_a_board_of_another_size_is_refused() -> None:
     board = Board.create(0, 2, SLOT)
     size = nbytes(2, SLOT)
-    with pytest.raises(InvalidValue, match=f"board of {size} B must have {nbytes(2, 2 * SLOT)} B"):
+    with pytest.raises(OSError, match=f"shared memory of {size} B must have {nbytes(2, 2 * SLOT)} to "):
         Board.open(board.address, 1, 2, 2 * SLOT)
 
 
 def test_what_lies_untouched_takes_no_memory() -> None:
     board = Board.create(0, 64, 1 << 20)
-    assert os.stat(board.address).st_size > 128 << 20
-    assert os.stat(board.address).st_blocks * 512 < 1 << 20
+    file = os.stat(board.address.partition("#")[0])
+    assert file.st_size > 128 << 20
+    assert file.st_blocks * 512 < 1 << 20
+
+
+def test_only_the_board_that_was_meant_is_opened(tmp_path: Path) -> None:
+    board, size = Board.create(0, 2, SLOT), nbytes(2, SLOT)
+    file, _, token = board.address.partition("#")
+    with pytest.raises(OSError, match="another board is there now"):
+        Board.open(f"{file}#{token[::-1]}", 1, 2, SLOT)
+    (tmp_path / "file").write_bytes(bytes(size))
+    with pytest.raises(OSError, match="no board's address"):
+        Board.open(f"{tmp_path / 'file'}#{token}", 1, 2, SLOT)
+    with (tmp_path / "file").open("r+b") as open_file, pytest.raises(OSError, match=r"not of shared memory|not sealed"):
+        Board.open(f"/proc/{os.getpid()}/fd/{open_file.fileno()}#{token}", 1, 2, SLOT)
 
 
 def test_a_futex_waits_only_for_the_value_that_it_is_told() -> None:
