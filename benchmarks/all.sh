@@ -6,8 +6,10 @@ results=benchmarks/results
 blocks=all_gather,reduce_scatter,all_to_all,gather,scatter
 peers="--peers gloo,openmpi,mpich"
 
-superpod-bench all_reduce -n 2,8 -b 8 -e 64M -f 8 $peers -J $results/all-reduce.json
-superpod-bench all_reduce -n 64 -b 8 -e 16M -f 8 $peers --turns 3 -J $results/all-reduce-64.json
+superpod-bench all_reduce -n 2,8,64 -b 8 -e 4K -f 512 --iters 100 $peers -J $results/all-reduce-small.json
+superpod-bench all_reduce -n 2,8,64 -b 64K -e 16M -f 16 $peers --turns 3 -J $results/all-reduce-medium.json
+superpod-bench all_reduce -n 2,8 -b 64M -e 64M $peers --turns 3 -J $results/all-reduce-large.json
+superpod-bench all_reduce -n 2,8,64 -b 8 -e 4K -f 512 --iters 100 --link zmq --peers gloo -J $results/all-reduce-zmq.json
 # 4 KiB and 1 MiB: of the array that every rank has, or, where blocks are exchanged, of one rank's block
 superpod-bench broadcast,reduce,barrier -n 8,64 -b 4K -e 1M -f 256 $peers --turns 3 -J $results/rooted.json
 superpod-bench $blocks -n 8 -b 32K -e 8M -f 256 $peers --turns 3 -J $results/blocks-8.json

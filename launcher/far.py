@@ -43,7 +43,7 @@ class FarAgent:
         self._agent: Agent | None = None
         self._share: Share | None = None
         self._early: list[dict[str, Any]] = []  # orders that came before there was an agent
-        self._leaving = False
+        self._leaving = self._signalled = False
         self._inbox = SignalInbox()
         self._selector.register(line, selectors.EVENT_READ, self._on_line)
         self._selector.register(self._inbox, selectors.EVENT_READ, self._on_signals)
@@ -139,8 +139,14 @@ class FarAgent:
         self._line.send(event)
 
     def _on_signals(self) -> None:
+        """The head ends the job, so that the cards here have their grace; a second signal ends them at once."""
         for signum in self._inbox.read():
-            if signum != signal.SIGUSR1:
+            if signum == signal.SIGUSR1:
+                continue
+            if self._agent is not None and not self._signalled:
+                self._signalled = True
+                self._tell({"event": "signal", "signum": signum})
+            else:
                 name = signal_name(signum)
                 self._tell({"event": "lost", "text": f"its agent (pid {os.getpid()}) got {name}", "code": 128 + signum})
                 self._leaving, self._code = True, 128 + signum
@@ -156,6 +162,8 @@ def muster(order: dict[str, Any]) -> dict[str, Any]:
 
     Keys of the answer: facts, address, trouble.
     """
+    import superpod.interconnect.rendezvous  # noqa: F401  later its loading, from a slow disk, would look like silence
+
     found: dict[str, Any] = {"facts": facts(), "address": "", "trouble": ""}
     os.environ.update({str(name): str(value) for name, value in order.get("environment", {}).items()})
     workdir = str(order.get("workdir", ""))

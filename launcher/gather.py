@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import selectors
+import signal
+import sys
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -40,6 +43,8 @@ class Gathering:
         for name, host in self._hosts.items():
             host.line.send(order)
             self._listen(name)
+        import superpod.interconnect.rendezvous  # noqa: F401  the hosts load it now, too: later it would be silence
+
         self._selector.register(self._inbox, selectors.EVENT_READ, self._on_signal)
         try:
             self._wait(time.monotonic() + _ANSWER_WITHIN)
@@ -91,8 +96,17 @@ class Gathering:
         self._ignore(name)
 
     def _on_signal(self) -> None:
-        for signum in self._inbox.read():
+        missing = sorted(self._hosts.keys() - self._answers.keys() - self._failed.keys())
+        heed_signals(self._inbox, f"waiting for hosts {', '.join(missing)} to answer")
+
+
+def heed_signals(inbox: SignalInbox, waiting: str) -> None:
+    """SIGUSR1: say `waiting` on stderr, and go on. Raises Interrupted for any other signal."""
+    for signum in inbox.read():
+        if signum != signal.SIGUSR1:
             raise Interrupted(signum)
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            print(f"superpod-run: {waiting}", file=sys.stderr, flush=True)
 
 
 def check_agreement(here: str, answers: Mapping[str, Mapping[str, Any]]) -> None:

@@ -27,14 +27,15 @@ from superpod.launcher.job import JobSpec
 from superpod.launcher.logs import Logs
 from superpod.launcher.outcome import LAUNCHER, Card, Outcome
 from superpod.launcher.pipes import Drain
-from superpod.launcher.processes import end_in_words
+from superpod.launcher.processes import end_in_words, signal_name
 from superpod.launcher.share import ranks_of
-from superpod.launcher.signals import SignalInbox
-from superpod.launcher.survey import Standings
+from superpod.launcher.signals import ENDING, SignalInbox
+from superpod.launcher.survey import Standings, ended_how
 from superpod.launcher.values import Values
 
 _SAME_WAIT = 1 / 3  # of a wait's length: reports are no closer together, for all cards that wait ask for them
 _HEARSAY = 0.3  # seconds: a card that only heard of a failure is believed when its cause does not show up by then
+_HERE = -1  # in place of a host's number: where the head is
 _ANSWERS = 2.5  # seconds for the hosts to say what their cards are doing, or did
 
 
@@ -68,6 +69,7 @@ class Head:
         self._agents: list[HostAgent] = []
         self._idle, self._over = set[int](), set[int]()  # hosts
         self._ending = Ending()
+        self._signalled = set[int]()  # hosts whose launcher got a signal that ends the job
         self._closing = False
         self._hearsay: tuple[float, Card] | None = None  # when to believe it, and whom
         self._values = Values(self._order)
@@ -93,7 +95,9 @@ class Head:
     def _turn(self, at_most: float | None) -> None:
         """One round of the loop, of at most that many seconds."""
         patience = self._patience()
-        for key, _ in self.selector.select(patience if at_most is None else min(at_most, patience or at_most)):
+        if at_most is not None:
+            patience = at_most if patience is None else min(at_most, patience)
+        for key, _ in self.selector.select(patience):
             key.data()
         self._drain.balance()
         self._mind_ending()
@@ -101,7 +105,10 @@ class Head:
 
     def close(self) -> None:
         """Leave nothing, however `run` ended."""
-        self._order_all({"do": "leave", "code": self.outcome.exit_code})
+        code = self.outcome.exit_code
+        if len(self._over) < len(self._agents):  # the head itself has failed: no host may think that all went well
+            code = code or 1
+        self._order_all({"do": "leave", "code": code})
         with ExitStack() as stack:
             for agent in self._agents:
                 stack.callback(agent.close)
@@ -116,7 +123,8 @@ class Head:
         if not self._records:
             return None
         for card in self.outcome.cards:
-            self._records.setdefault(card.rank, Standing(card.rank, silent=f"was on host {card.host}, which is gone"))
+            how = f"was on host {card.host}, which is gone" if card.lost else ended_how(card)
+            self._records.setdefault(card.rank, Standing(card.rank, silent=how))
         return flight_record(self.outcome, self._records, socket.gethostname(), reason)
 
     def _order(self, number: int, order: dict[str, Any]) -> None:
@@ -132,7 +140,9 @@ class Head:
     def hear(self, number: int, event: dict[str, Any]) -> None:
         """An event from host `number`; one that makes no sense is none."""
         match event:
-            case {"event": "output", "rank": int(rank), "stream": int(stream), "data": bytes(data)}:
+            case {"event": "output", "rank": int(rank), "stream": int(stream), "data": bytes(data)} if (
+                rank == LAUNCHER or rank in self._ranks[number]
+            ) and stream in (1, 2):
                 self._logs.write(rank if rank >= 0 else -1 - number, stream, data)
             case {"event": "warning", "text": str(text)}:
                 self._console.say(text + self._on(number))
@@ -155,11 +165,13 @@ class Head:
                 self._idle.add(number)
             case {"event": "standings", "standings": dict(standings)}:
                 self._on_standings(number, standings)
-            case {"event": "record", "standings": standings}:
+            case {"event": "record", "standings": (dict() | None) as standings}:
                 self._records.update(standings or {})
                 self._awaited_records.discard(number)
             case {"event": "store", "operation": str(operation), "key": str(key), "value": bytes(value)}:
                 self._values.handle(number, operation, key, value)
+            case {"event": "signal", "signum": int(signum)} if signum in ENDING:
+                self._on_ending_signal(number, signum)
             case {"event": "tunnel", "origin": int(origin)}:
                 self._on_tunnel(number, origin, event)
         self._end_when_done()
@@ -199,10 +211,22 @@ class Head:
         for signum in self._inbox.read():
             if signum == signal.SIGUSR1:
                 self._report("what the cards are doing (SIGUSR1):")
-            elif self._ending.begun:
-                self._ending.at_once(time.monotonic())  # asked twice
             else:
-                self._interrupt(signum)
+                self._on_ending_signal(_HERE, signum)
+
+    def _on_ending_signal(self, source: int, signum: int) -> None:
+        """The launcher on host `source` got it; `_HERE`: this one.
+
+        Slurm and Kubernetes signal all of a job's launchers: that is one request, and only a second one of the same
+        host, or one while a failed job ends, means: at once.
+        """
+        if not self._ending.begun:
+            if source != _HERE:
+                self._console.say(f"host {self.names[source]} got {signal_name(signum)}; ending the cards")
+            self._interrupt(signum)
+        elif source in self._signalled or not self._signalled:
+            self._ending.at_once(time.monotonic())
+        self._signalled.add(source)
 
     # What the cards are doing
 

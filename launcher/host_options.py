@@ -7,12 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from superpod.interconnect.env import LauncherSettings, exported, node_variables, slurm_step
+from superpod.interconnect.env import LauncherSettings, Settings, exported, node_variables, slurm_step
+from superpod.interconnect.env_nodes import NodeVariables
 from superpod.interconnect.errors import InvalidValue
 from superpod.launcher.hosts import Host, parse_hosts, read_hostfile, spread
 from superpod.launcher.nodes import PORT, NodeSpec, node_spec
 from superpod.launcher.reach import SILENCE, Reach, exports, shell_words
 from superpod.launcher.slurm import step_spec
+
+_NODE_OPTIONS = (
+    *("node_rank", "rdzv_endpoint", "master_addr", "master_port", "rdzv_backend", "rdzv_id", "secret_file"),
+)  # what makes no sense where nobody joins
 
 
 def add_cards(cli: argparse.ArgumentParser) -> None:
@@ -122,23 +127,25 @@ def add_nodes(cli: argparse.ArgumentParser) -> None:
 
 def nodes_from(options: argparse.Namespace) -> NodeSpec | None:
     """None unless there are several nodes. Raises InvalidValue."""
-    known = node_variables()
     if options.standalone or options.hosts is not None or options.hostfile is not None:
-        if options.nnodes not in (None, "1"):
-            raise InvalidValue(f"--nnodes {options.nnodes} must not go with --standalone or --hosts, which say it, too")
+        _refuse_nodes(options)
         return None
+    known, step = node_variables(), slurm_step()
+    if Settings.read().directory is not None:  # a card's own job, not the one that it belongs to
+        known, step = NodeVariables(secret=known.secret), None
     nnodes = options.nnodes or known.nnodes or "1"
-    each = options.nproc_per_node or LauncherSettings.read().nproc_per_node
+    each = LauncherSettings.read().nproc_per_node if options.nproc_per_node is None else options.nproc_per_node
     secret, encrypt = _secret(options.secret_file) or known.secret, not options.no_encryption
-    if options.nnodes is None and (step := slurm_step()) is not None and step.tasks > 1:
+    if options.nnodes is None and step is not None and step.tasks > 1:
+        _check_total(options, step.tasks)
         return step_spec(step, total=options.cards, each=each, secret=secret, encrypt=encrypt)
     if nnodes == "1":
+        _refuse_rank(options)
         return None
-    master = f"{options.master_addr}:{options.master_port or PORT}" if options.master_addr else ""
-    return node_spec(
+    spec = node_spec(
         nnodes=nnodes,
         node_rank=options.node_rank or known.node_rank,
-        endpoint=options.rdzv_endpoint or master or known.endpoint,
+        endpoint=options.rdzv_endpoint or _master(options) or known.endpoint,
         backend=options.rdzv_backend or known.backend,
         job=options.rdzv_id or known.job,
         secret=secret,
@@ -146,6 +153,51 @@ def nodes_from(options: argparse.Namespace) -> NodeSpec | None:
         each=each,
         encrypt=encrypt,
     )
+    _check_total(options, spec.count)
+    return spec
+
+
+def _refuse_nodes(options: argparse.Namespace) -> None:
+    """Raises InvalidValue: where the options say that nobody joins, what is typed of nodes would be ignored."""
+    if options.nnodes not in (None, "1"):
+        raise InvalidValue(f"--nnodes {options.nnodes} must not go with --standalone or --hosts, which say it, too")
+    _refuse_rank(options)
+    if options.standalone:
+        return
+    for name in _NODE_OPTIONS:
+        if (value := getattr(options, name)) is not None:
+            option = "--" + name.replace("_", "-")
+            raise InvalidValue(
+                f"{option} {value} must not go with --hosts or --hostfile, which start the other hosts themselves; "
+                "leave one out"
+            )
+
+
+def _refuse_rank(options: argparse.Namespace) -> None:
+    if options.node_rank not in (None, "0"):
+        raise InvalidValue(
+            f"--node-rank {options.node_rank} must be 0 with one node; say on all nodes how many there are: --nnodes N"
+        )
+
+
+def _check_total(options: argparse.Namespace, count: int) -> None:
+    total, each = options.cards, options.nproc_per_node
+    if None not in (total, each) and total != count * each:
+        raise InvalidValue(
+            f"-n {total} must be {count * each}: {count} nodes with --nproc-per-node {each}; give one of them"
+        )
+
+
+def _master(options: argparse.Namespace) -> str:
+    """--master-addr and --master-port as an endpoint; "" without them."""
+    address, port = options.master_addr, options.master_port
+    if address is None:
+        if port is not None and options.rdzv_endpoint is None:
+            raise InvalidValue(f"--master-port {port} must go with --master-addr HOST; add it, or say --rdzv-endpoint")
+        return ""
+    if ":" in address and not address.startswith("["):
+        address = f"[{address}]"  # IPv6
+    return f"{address}:{port or PORT}"
 
 
 def _secret(path: Path | None) -> str:

@@ -116,10 +116,17 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         self._check_cards()
+        self._check_workdir()
         check_target(self.kind, self.target, self.reach.workdir)
         self._check_preload()
         self._check_files()
-        self.machine.check(self.world_size, self.kind, len(self.sizes))
+        if self._is_whole:
+            self.machine.check(self.world_size, self.kind, len(self.sizes))
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether all of its hosts are known: before the nodes have joined, `world_size` is this node's alone."""
+        return bool(self.hosts) or self.nodes is None or self.nodes.count == 1
 
     def _check_cards(self) -> None:
         if self.world_size < 1:
@@ -129,11 +136,18 @@ class JobSpec:
         if not (math.isfinite(self.grace) and self.grace >= 0):
             raise InvalidValue(f"grace={self.grace} must be a number of seconds, 0 or more")
         named = {*self.redirects.by_rank, *self.tee.by_rank, *(self.shown_ranks or ())}
-        if unknown := sorted(rank for rank in named if not 0 <= rank < self.world_size):
+        if self._is_whole and (unknown := sorted(rank for rank in named if not 0 <= rank < self.world_size)):
             raise InvalidValue(
                 f"rank {unknown[0]} does not exist: with -n {self.world_size} "
                 f"--local-ranks-filter, --tee and --redirects take ranks 0 to {self.world_size - 1}"
             )
+
+    def _check_workdir(self) -> None:
+        workdir = self.reach.workdir
+        if not workdir or (os.path.isdir(workdir) and os.access(workdir, os.X_OK)):
+            return
+        if not self.hosts or any(host.is_here() for host in self.hosts):  # the other hosts look for themselves
+            raise InvalidValue(f"--workdir {workdir} must be a directory that you can enter; make it, or name another")
 
     def _check_preload(self) -> None:
         if self.preload and (self.start_method != "fork" or self.kind == "program"):

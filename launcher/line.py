@@ -156,7 +156,13 @@ class PipeLine:
             self._size = 0
 
     def close(self) -> None:
+        """Idempotent: the numbers may by then be somebody else's."""
+        if self._reader < 0:
+            return
         self.closed = True
+        self._queue.clear()
+        self._size = 0
         for fd in {self._reader, self._writer}:
             with contextlib.suppress(OSError):
                 os.close(fd)
+        self._reader = self._writer = -1

@@ -13,7 +13,7 @@ from superpod.interconnect.errors import BadFrame, InvalidValue
 from superpod.interconnect.interfaces import local_address
 from superpod.interconnect.zmq_agents import AgentDesk
 from superpod.launcher.crew import Crew
-from superpod.launcher.gather import Interrupted, check_agreement
+from superpod.launcher.gather import check_agreement, heed_signals
 from superpod.launcher.hosts import Host
 from superpod.launcher.job import JobSpec
 from superpod.launcher.munge import SecretDesk
@@ -148,8 +148,8 @@ class _Muster:
         self.lines[node], self._answers[node] = line, answer
 
     def _on_signal(self) -> None:
-        for signum in self._inbox.read():
-            raise Interrupted(signum)
+        missing = ", ".join(str(n) for n in range(1, self._nodes.count) if n not in self._answers)
+        heed_signals(self._inbox, f"waiting for nodes {missing} of {self._nodes.count} to join")
 
     def dismiss(self, why: str) -> None:
         """The job will not be."""

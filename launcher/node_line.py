@@ -134,6 +134,7 @@ class HeadLine(_Counted):
         self._desk.send(self._name, data)
 
     def receive(self) -> list[dict[str, Any]]:
+        self._desk.serve()  # what has come since the loop last looked
         arrived, self._inbox = self._inbox, []
         if arrived:
             os.eventfd_read(self._event)

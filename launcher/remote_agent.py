@@ -95,6 +95,7 @@ class RemoteAgent:
     def _lose(self, how: str) -> None:
         self.lost = True
         self._selector.unregister(self._line)
+        self._host.drain.close()
         if not self._over:
             self._tell({"event": "lost", "text": how, "code": _LOST})
             self._tell({"event": "over"})
@@ -103,6 +104,11 @@ class RemoteAgent:
         return None if self.lost else self._heart.next_time()
 
     def mind(self) -> None:
+        if self.lost:
+            return
+        self._host.drain.balance()  # or the loop would spin once what was queued is written
+        if self._heart.silent_for() is not None:
+            self._on_line()  # it may have spoken while the head was busy elsewhere
         if self.lost:
             return
         if (seconds := self._heart.silent_for()) is not None:

@@ -7,7 +7,8 @@ import signal
 import socket
 from collections.abc import Iterator
 
-_COLLECTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # they end the job
+_COLLECTED = (*ENDING, signal.SIGUSR1)
 
 
 class SignalInbox:

@@ -20,19 +20,20 @@ _ASK_WITHIN = 10  # seconds for scontrol
 
 def node_names(text: str) -> list[str]:
     """Slurm's short form in full: "n[08-10,12],m1" → n08, n09, n10, n12, m1. Raises InvalidValue."""
-    names: list[str] = []
-    for part in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text):
-        names += _expanded(part)
-    if not names or text.count("[") != text.count("]"):
+    parts = [_expanded(part) for part in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text)]
+    if not parts or not all(parts) or text.count("[") != text.count("]"):
         raise InvalidValue(f"SLURM_STEP_NODELIST={text!r} must be names of nodes, such as n[1-3,7]; start with srun")
-    return names
+    return [name for names in parts for name in names]
 
 
 def _expanded(part: str) -> list[str]:
+    """Nothing, if what stands in brackets is no numbers."""
     match = re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", part)
     if match is None:
         return [part]
     before, ranges, after = match.groups()
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", ranges):
+        return []
     numbers: list[str] = []
     for one in ranges.split(","):
         low, _, high = one.partition("-")

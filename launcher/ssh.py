@@ -21,6 +21,7 @@ from superpod.launcher.reach import Reach
 MODULE = "superpod.launcher.remote"
 _FAILED = 255  # ssh's exit code for its own errors
 _LAST_WAIT = 3.0  # seconds for an ssh whose agent has ended
+_WHY_WITHIN = 1.0  # seconds for it to say why the line has ended: the other hosts must not think that the head is lost
 _LAST_LINES = 5  # of what ssh says
 
 
@@ -79,9 +80,9 @@ class SshHost:
             self._errors.close()
 
     def why(self) -> str:
-        """Why the line has ended, in words; waits for ssh to end."""
+        """Why the line has ended, in words; waits a second for ssh to end."""
         try:
-            code: int | None = self._process.wait(_LAST_WAIT)
+            code: int | None = self._process.wait(_WHY_WITHIN)
         except subprocess.TimeoutExpired:
             code = None
         while not self._errors.closed:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import socket
 import threading
 import time
 
 import pytest
+from launched_jobs import wait_for_line
 
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.secret import JobSecret
 from superpod.interconnect.zmq_agents import AgentCall
-from superpod.launcher import munge, node_crew
+from superpod.launcher import gather, munge, node_crew
 from superpod.launcher.far import muster
-from superpod.launcher.gather import Interrupted
+from superpod.launcher.gather import Gathering, Interrupted
 from superpod.launcher.job import JobSpec
+from superpod.launcher.line import PipeLine
 from superpod.launcher.node_line import AgentLine
 from superpod.launcher.nodes import NodeSpec
+from superpod.launcher.pipes import Drain
+from superpod.launcher.remote_agent import RemoteAgent
 from superpod.launcher.signals import SignalInbox
 
 DEADLINE = 10  # seconds
@@ -36,10 +41,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def call(spec, nodes, signalled=False):
+def call(spec, nodes, signalled=0):
     with selectors.DefaultSelector() as selector, SignalInbox().installed() as inbox:
         if signalled:
-            threading.Timer(0.2, os.kill, (os.getpid(), 15)).start()
+            threading.Timer(0.2, os.kill, (os.getpid(), signalled)).start()
         node_crew.call_nodes(spec, nodes, selector, inbox).close()
 
 
@@ -53,7 +58,110 @@ def test_nodes_that_do_not_join_are_named(spec, monkeypatch):
 def test_a_signal_ends_the_waiting_for_nodes(spec):
     nodes = NodeSpec(2, 0, 1, (("127.0.0.1", free_port()),), JobSecret.new())
     with pytest.raises(Interrupted, match="ended by SIGTERM"):
-        call(spec, nodes, signalled=True)
+        call(spec, nodes, signalled=signal.SIGTERM)
+
+
+def test_sigusr1_says_which_nodes_are_awaited(spec, monkeypatch, capsys):
+    monkeypatch.setattr(node_crew, "JOIN_WITHIN", 0.5)
+    nodes = NodeSpec(3, 0, 1, (("127.0.0.1", free_port()),), JobSecret.new())
+    with pytest.raises(InvalidValue, match="have not joined"):
+        call(spec, nodes, signalled=signal.SIGUSR1)
+    assert capsys.readouterr().err == "superpod-run: waiting for nodes 1, 2 of 3 to join\n"
+
+
+class SilentHost:
+    """A host that was reached, and does not answer."""
+
+    def __init__(self, line, selector):
+        self.line, self.drain = line, Drain(selector, line, lambda held: None)
+
+    def why(self):
+        return "it has gone"
+
+    def close(self, *, kill=False):
+        self.drain.close()
+        self.line.close()
+
+
+@pytest.fixture
+def silent():
+    """A silent host, the line's other end, and the selector that it is registered in."""
+    there, back = os.pipe(), os.pipe()
+    other = PipeLine(there[0], back[1])
+    with selectors.DefaultSelector() as selector:
+        host = SilentHost(PipeLine(back[0], there[1]), selector)
+        yield host, other, selector
+        host.close()
+    other.close()
+
+
+def test_sigusr1_says_which_hosts_are_awaited(silent, monkeypatch, capsys):
+    host, _, selector = silent
+    monkeypatch.setattr(gather, "_ANSWER_WITHIN", 0.5)
+    with SignalInbox().installed() as inbox:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(InvalidValue, match="host b cannot take part: it has not answered within"):
+            Gathering({"b": host}, selector, inbox).ask({"do": "muster"})
+    assert capsys.readouterr().err == "superpod-run: waiting for hosts b to answer\n"
+
+
+def test_a_line_that_was_written_is_watched_no_more(silent):
+    host, other, selector = silent
+    agent = RemoteAgent(host, 60.0, selector, lambda event: None)
+    agent.obey({"do": "x", "data": b"x" * (1 << 20)})
+    assert host.line.waits_for() is not None
+    taken = []
+    end = time.monotonic() + DEADLINE
+    while not taken and time.monotonic() < end:
+        for key, _ in selector.select(0.05):
+            key.data()
+        taken += other.receive()
+    agent.mind()
+    assert (len(taken), host.line.waits_for(), selector.select(0)) == (1, None, [])
+    agent.close()
+
+
+def test_what_has_arrived_counts_before_silence(silent):
+    host, other, selector = silent
+    told = []
+    agent = RemoteAgent(host, 0.01, selector, told.append)
+    other.send({"event": "idle"})
+    time.sleep(0.05)  # the head was busy elsewhere
+    agent.mind()
+    assert (agent.lost, told) == (False, [{"event": "idle"}])
+    time.sleep(0.05)
+    agent.mind()
+    assert agent.lost
+    assert "nothing has been heard of it" in told[1]["text"]
+    agent.close()
+
+
+ENDED = """
+import os, signal, sys, time
+import superpod
+
+def end(signum, frame):
+    os.write(1, b"handler ran\\n")  # print may be under way
+    sys.exit(0)
+
+comm = superpod.init()
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_signal_to_one_node_ends_the_job_with_grace(launch):
+    launch.script("ended.py", ENDED)
+    place = ("--nnodes", 2, "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--node-rank")
+    head, node = (launch.start(*place, rank, "ended.py") for rank in (0, 1))
+    for line in ("ready", "ready"):
+        wait_for_line(head.stdout, line)
+    node.send_signal(signal.SIGTERM)
+    ended, other = launch.finish(head), launch.finish(node)
+    assert (ended.code, other.code) == (143, 143), ended.err + other.err
+    assert ended.out.count("handler ran") == 2
+    assert "got SIGTERM; ending the cards" in ended.err
 
 
 def introduced(port, secret, **changed):

@@ -115,6 +115,19 @@ def test_a_line_never_blocks_and_says_when_it_is_crowded(pair):
         drain.close()
 
 
+def test_closing_twice_closes_nobody_elses_descriptors(pair):
+    one, other = pair
+    freed = {one._reader, one._writer}
+    one.close()
+    taken = []
+    while not freed <= set(taken):
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+    one.close()
+    assert (one.fileno(), one.waits_for(), other.receive(), other.closed) == (-1, None, [], True)
+    for fd in taken:
+        os.close(fd)  # raises if it is closed already
+
+
 def test_sending_to_one_that_has_gone_is_no_error(pair):
     one, other = pair
     other.close()

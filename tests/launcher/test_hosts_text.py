@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import pytest
 
@@ -130,9 +131,10 @@ def test_slurms_nodes(text, found):
     assert slurm.node_names(text) == found
 
 
-def test_slurms_nodes_refused():
-    with pytest.raises(InvalidValue, match=r"SLURM_STEP_NODELIST='n\[1' must be names of nodes, such as n\[1-3,7\]"):
-        slurm.node_names("n[1")
+@pytest.mark.parametrize("text", ["n[1", "n[1-x]", "n[]", "a,n[1-]", "n[1]m[x]", ""])
+def test_slurms_nodes_refused(text):
+    with pytest.raises(InvalidValue, match=r"SLURM_STEP_NODELIST='.*' must be names of nodes, such as n\[1-3,7\]"):
+        slurm.node_names(text)
 
 
 STEP = {
@@ -298,3 +300,68 @@ def test_options_refused(args, message):
     host_options.add_hosts(cli)
     with pytest.raises(InvalidValue, match=message):
         host_options.cards_from(cli.parse_args(args))
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """`nodes(*args)` is the node that these options name, in an environment that says nothing of nodes."""
+    for name in os.environ:
+        if name.startswith(("PET_", "SLURM_", "SUPERPOD_")):
+            monkeypatch.delenv(name)
+    cli = argparse.ArgumentParser()
+    for add in (host_options.add_cards, host_options.add_hosts, host_options.add_nodes):
+        add(cli)
+    return lambda *args: host_options.nodes_from(cli.parse_args(args))
+
+
+TWO = ["--nnodes", "2", "--node-rank", "0", "--no-encryption"]
+AT_A = [*TWO, "--master-addr", "a"]
+
+
+def test_nodes_meet_where_the_options_say(nodes):
+    assert nodes(*AT_A, "--master-port", "7").endpoints == (("a", 7),)
+    assert nodes(*TWO, "--master-addr", "fd00::1").endpoints == (("fd00::1", 29400),)
+    assert nodes(*TWO, "--master-addr", "[fd00::1]", "--master-port", "7").endpoints == (("fd00::1", 7),)
+    assert nodes(*AT_A, "-n", "4", "--nproc-per-node", "2").cards == 2
+    assert nodes("--nnodes", "1", "--node-rank", "0", "--master-addr", "a", "--master-port", "7") is None
+    assert nodes("--standalone", "--rdzv-endpoint", "a:7") is None
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([*TWO, "--master-port", "7"], r"--master-port 7 must go with --master-addr HOST; add it, or say --rdzv-end"),
+        ([*AT_A, "-n", "8", "--nproc-per-node", "2"], r"-n 8 must be 4: 2 nodes with --nproc-per-node 2; give one of"),
+        ([*AT_A, "--nproc-per-node", "0"], r"nproc_per_node=0 must be at least 1; give every node a card"),
+        (
+            ["--node-rank", "1"],
+            r"--node-rank 1 must be 0 with one node; say on all nodes how many there are: --nnodes N",
+        ),
+        (["--standalone", "--node-rank", "1"], r"--node-rank 1 must be 0 with one node"),
+        (
+            ["--hosts", "a", "--node-rank", "0"],
+            r"--node-rank 0 must not go with --hosts or --hostfile, which start the",
+        ),
+        (["--hosts", "a", "--master-addr", "b"], r"--master-addr b must not go with --hosts or --hostfile"),
+        (["--hostfile", "f", "--rdzv-id", "b"], r"--rdzv-id b must not go with --hosts or --hostfile"),
+        (["--hosts", "a", "--nnodes", "2"], r"--nnodes 2 must not go with --standalone or --hosts, which say it, too"),
+    ],
+)
+def test_options_of_nodes_refused(nodes, args, message):
+    with pytest.raises(InvalidValue, match=message):
+        nodes(*args)
+
+
+def test_a_step_has_as_many_cards_as_its_tasks(nodes, monkeypatch):
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidValue, match=r"-n 9 must be 8: 4 nodes with --nproc-per-node 2; give one of them"):
+        nodes("-n", "9", "--nproc-per-node", "2", "--no-encryption")
+
+
+def test_a_job_that_a_card_starts_is_not_its_own_one(nodes, monkeypatch):
+    for name, value in {**STEP, "PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_RDZV_ENDPOINT": "a:7"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SUPERPOD_DIR", "/run/superpod-x")
+    assert nodes("-n", "2") is None
+    assert nodes(*AT_A).rank == 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from superpod.interconnect.errors import InvalidValue
 from superpod.launcher import options
+from superpod.launcher.hosts import Host
 from superpod.launcher.job import JobSpec, StreamChoice
 
 
@@ -22,6 +24,10 @@ def folder(tmp_path, monkeypatch):
 
 def spec(*args):
     return options.job_from(options.parser().parse_args(args))
+
+
+def words(value):
+    return " ".join(value) if isinstance(value, list) else ""
 
 
 REFUSED = [
@@ -43,19 +49,34 @@ REFUSED = [
     (["-r", "0:1", "script.py"], r"--redirects and --tee must go with --log-dir DIR"),
     (["--preload", "json", "--start-method", "exec", "script.py"], r"--preload json must go with --start-method fork"),
     (["--preload", "json", "--no-python", "ls"], r"--preload json must go with --start-method fork and a Python targ"),
+    (["--workdir", "/gone", "/bin/sh"], r"--workdir /gone must be a directory that you can enter; make it, or name an"),
+    (["--workdir", "script.py", "/bin/sh"], r"--workdir /.*/script.py must be a directory that you can enter"),
     (["--summary-json", "gone/file", "script.py"], r"summary file gone/file must be a file in a folder that can be wr"),
     (["--summary-json", "folder", "script.py"], r"summary file folder must be a file"),
 ]
-
-
-def words(value):
-    return " ".join(value) if isinstance(value, list) else ""
 
 
 @pytest.mark.parametrize(("args", "message"), REFUSED, ids=words)
 def test_refused(folder, args, message):
     with pytest.raises(InvalidValue, match=message):
         spec(*args)
+
+
+NODES = ["--nnodes", "2", "--node-rank", "0", "--rdzv-endpoint", "127.0.0.1:29400", "--nproc-per-node", "2"]
+OF_ALL_NODES = [
+    (["--local-ranks-filter", "3"], r"rank 3 does not exist: with -n 3 "),
+    (["--tee", "3:3", "--log-dir", "x"], r"rank 3 does not exist: with -n 3 "),
+    (["--topology", "mi300x", "--placement", "0,1,2,3"], r"placement lists 4 cards and the job has 3 ranks"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), OF_ALL_NODES, ids=words)
+def test_what_names_ranks_of_all_nodes_is_checked_when_they_have_joined(folder, args, message):
+    job = spec(*NODES, *args, "script.py")
+    whole = replace(job, hosts=(Host("a", 2), Host("b", 2)), world_size=4)
+    assert (job.world_size, whole.sizes) == (2, (2, 2))
+    with pytest.raises(InvalidValue, match=message):
+        replace(job, hosts=(Host("a", 2), Host("b", 1)), world_size=3)
 
 
 @pytest.mark.parametrize("field", ["kind", "start_method"])
@@ -123,6 +144,7 @@ COMMANDS = [
         2,
         "log directory script.py must be one that can be written: File ex",
     ),
+    (["--workdir", "/gone", "/bin/true"], 2, "superpod-run: --workdir /gone must be a directory that you can enter;"),
     (["--log-dir", "/proc/x", "script.py"], 2, "log directory /proc/x must be one that can be written: No such file"),
 ]
 

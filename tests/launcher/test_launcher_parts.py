@@ -1,22 +1,29 @@
-"""The launcher's small parts, each by itself: lines, ending, console, channel, directory, processes."""
+"""The launcher's small parts, each by itself: lines, ending, console, channel, directory, processes, the head."""
 
 from __future__ import annotations
 
+import json
 import os
+import selectors
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from superpod.collectives.standing import Standing
 from superpod.interconnect.errors import InvalidValue
 from superpod.launcher import directory, processes
 from superpod.launcher.channel import Channel, Order
 from superpod.launcher.ending import Ending
+from superpod.launcher.head import Head
+from superpod.launcher.hosts import Host
+from superpod.launcher.job import JobSpec
 from superpod.launcher.logs import LineSplitter
 from superpod.launcher.signals import SignalInbox
 
@@ -163,3 +170,156 @@ def test_signal_inbox_collects_and_restores():
         assert inbox.read() == [signal.SIGTERM]
     signal.signal(signal.SIGHUP, ignored)
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+class Quiet:
+    """In place of console and logs: remembers what is said and written."""
+
+    closed = crowded = False
+    roomy = True
+
+    def __init__(self):
+        self.said, self.written = [], []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def status(self, text):
+        pass
+
+    def write(self, rank, stream, data):
+        self.written.append((rank, stream, data))
+
+    def waits_for(self):
+        return None
+
+
+class Obedient:
+    """A host's agent that remembers its orders, and says in `answers` what follows from them."""
+
+    def __init__(self, **answers):
+        self.orders, self.answers, self.tell = [], answers, None
+
+    def obey(self, order):
+        self.orders.append(order)
+        for event in self.answers.get(order["do"], ()):
+            self.tell(event)
+
+    def next_time(self):
+        return None
+
+    def mind(self):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def head(tmp_path):
+    """Use: `head(agent, agent)` is a head of hosts a, b with one card each, and what it says and writes."""
+    script = tmp_path / "x.py"
+    script.write_text("")
+    with selectors.DefaultSelector() as selector, SignalInbox().installed() as inbox:
+
+        def make(*agents):
+            hosts = tuple(Host(name, 1) for name, _ in zip("abc", agents, strict=False))
+            spec, quiet = JobSpec(str(script), world_size=len(agents), hosts=hosts), Quiet()
+            made = Head(spec, quiet, quiet, inbox, selector)
+            for number, agent in enumerate(agents):
+                agent.tell = partial(made.hear, number)
+                made.add(agent)
+            return made, quiet
+
+        yield make
+
+
+def leaving(agent):
+    return [order["code"] for order in agent.orders if order["do"] == "leave"]
+
+
+def test_a_head_that_fails_lets_no_host_leave_with_0(head):
+    here, there = Obedient(), Obedient()
+    made, _ = head(here, there)
+    made.hear(1, {"event": "over"})
+    made.close()
+    assert (leaving(here), leaving(there)) == ([1], [1])
+
+
+def test_a_head_whose_job_went_well_says_0(head):
+    agents = Obedient(end=[{"event": "over"}]), Obedient(end=[{"event": "over"}])
+    made, _ = head(*agents)
+    for number in range(2):
+        made.hear(number, {"event": "idle"})
+    made.run()
+    made.close()
+    assert [leaving(agent) for agent in agents] == [[0], [0]]
+
+
+def test_only_a_host_that_was_lost_is_gone_in_the_flight_record(head):
+    made, _ = head(
+        Obedient(record=[{"event": "record", "standings": {0: Standing(0)}}]),
+        Obedient(record=[{"event": "record", "standings": None}]),
+        Obedient(record=[{"event": "record", "standings": {}}]),
+    )
+    made.hear(1, {"event": "started", "rank": 1, "pid": 7})
+    made.hear(1, {"event": "exited", "rank": 1, "code": 0, "time": 1.0})
+    made.hear(2, {"event": "lost", "text": "its link is down", "code": 1})
+    record = json.dumps(made.flight_record("test"))
+    assert "has ended normally" in record
+    assert "was on host c, which is gone" in record
+    assert "on host b, which is gone" not in record
+
+
+def test_what_is_due_now_does_not_wait(head, monkeypatch):
+    made, _ = head(Obedient())
+    monkeypatch.setattr(made, "_patience", lambda: 0.0)
+    began = time.monotonic()
+    made._turn(5.0)
+    assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "output", "rank": 0, "stream": 1, "data": b"another host's card\n"},
+        {"event": "output", "rank": -2, "stream": 1, "data": b"no card\n"},
+        {"event": "output", "rank": 1, "stream": 7, "data": b"no stream\n"},
+        {"event": "output", "rank": 1, "stream": 0, "data": b"no stream\n"},
+        {"event": "record", "standings": [1]},
+        {"event": "record", "standings": 5},
+        {"event": "signal", "signum": 9},
+        {"event": "signal", "signum": 10},
+    ],
+)
+def test_what_no_agent_says_is_nothing(head, event):
+    agents = Obedient(), Obedient()
+    made, quiet = head(*agents)
+    made.hear(1, event)
+    assert (quiet.written, quiet.said, agents[0].orders, agents[1].orders) == ([], [], [], [])
+
+
+def test_what_agents_print_arrives(head):
+    made, quiet = head(Obedient(), Obedient())
+    made.hear(1, {"event": "output", "rank": 1, "stream": 2, "data": b"x\n"})
+    made.hear(1, {"event": "output", "rank": -1, "stream": 2, "data": b"y\n"})
+    assert quiet.written == [(1, 2, b"x\n"), (-2, 2, b"y\n")]
+
+
+def ordered(agent):
+    return [order["signum"] if order["do"] == "signal" else order["do"] for order in agent.orders]
+
+
+def test_a_signal_to_all_launchers_is_one_request_and_a_second_one_means_at_once(head):
+    here, there = Obedient(), Obedient()
+    made, quiet = head(here, there)
+    signalled = {"event": "signal", "signum": signal.SIGTERM}
+    made.hear(1, signalled)
+    made._turn(0.0)
+    os.kill(os.getpid(), signal.SIGTERM)  # the head's own
+    made._turn(1.0)
+    assert (ordered(here), ordered(there)) == (["stop", signal.SIGTERM], ["stop", signal.SIGTERM])
+    assert (quiet.said, made.outcome.exit_code) == (["host b got SIGTERM; ending the cards"], 143)
+    made.hear(1, signalled)
+    made._turn(0.0)
+    assert there.orders[-1] == {"do": "end", "kill": True}
