@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -22,15 +23,16 @@ LAST = ("leave", "refuse")  # the orders after which an agent goes, having said 
 _TELL = 256 << 10  # bytes after which the other side is told what has been taken
 
 
-class _Counted:
+class _Counted(ABC):
     """What both ends of a line do: pack, count, unpack. Attributes: closed: the other side has gone."""
 
     def __init__(self) -> None:
         self._sent = self._taken_there = self._taken = self._told = 0  # bytes
         self.closed = False
 
+    @abstractmethod
     def _transmit(self, data: bytes) -> None:
-        raise NotImplementedError
+        """Hand the bytes to the socket."""
 
     def send(self, message: dict[str, Any]) -> None:
         data = pack(message)
@@ -62,7 +64,7 @@ class _Counted:
     def waits_for(self) -> int | None:
         return None  # ZeroMQ's own thread writes
 
-    def write_ready(self) -> None:
+    def write_ready(self) -> None:  # noqa: B027  it is meant to be empty
         """Nothing to do: see `waits_for`."""
 
 

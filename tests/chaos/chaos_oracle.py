@@ -12,7 +12,7 @@ import numpy.typing as npt
 from chaos_programs import Call
 
 Array = npt.NDArray[Any]
-UFUNCS: dict[str, np.ufunc] = {
+UFUNCS: dict[str, np.ufunc] = {  # said again here: an oracle must not share the mistakes of what it checks
     "sum": np.add,
     "avg": np.add,
     "product": np.multiply,

@@ -7,29 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import textwrap
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-COMMAND = Path(sys.executable).with_name("superpod-run")
+from ended_job import COMMAND, Ended
+
 DEADLINE = 90  # seconds for a job of these tests; the machine may be busy
-
-
-@dataclass
-class Ended:
-    """A job that has ended: exit code, what it wrote, how long it took [s]."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float
-
-    @property
-    def lines(self):
-        return sorted(self.out.splitlines())
 
 
 class HostLauncher:
