@@ -9,7 +9,9 @@ peers="--peers gloo,openmpi,mpich"
 superpod-bench all_reduce -n 2,8,64 -b 8 -e 4K -f 512 --iters 100 $peers -J $results/all-reduce-small.json
 superpod-bench all_reduce -n 2,8,64 -b 64K -e 16M -f 16 $peers --turns 3 -J $results/all-reduce-medium.json
 superpod-bench all_reduce -n 2,8 -b 64M -e 64M $peers --turns 3 -J $results/all-reduce-large.json
-superpod-bench all_reduce -n 2,8,64 -b 8 -e 4K -f 512 --iters 100 --link zmq --peers gloo -J $results/all-reduce-zmq.json
+zmq="--link zmq --peers gloo --turns 3"
+superpod-bench all_reduce -n 2,8,64 -b 8 -e 4K -f 512 --iters 100 $zmq -J $results/all-reduce-zmq-small.json
+superpod-bench all_reduce -n 2,8,64 -b 64K -e 1M -f 16 $zmq -J $results/all-reduce-zmq-medium.json
 # 4 KiB and 1 MiB: of the array that every rank has, or, where blocks are exchanged, of one rank's block
 superpod-bench broadcast,reduce,barrier -n 8,64 -b 4K -e 1M -f 256 $peers --turns 3 -J $results/rooted.json
 superpod-bench $blocks -n 8 -b 32K -e 8M -f 256 $peers --turns 3 -J $results/blocks-8.json
@@ -19,7 +21,8 @@ superpod-bench bandwidth -b 8 -e 4M -f 8 $peers -J $results/bandwidth.json
 superpod-bench launch -n 8,64,256 $peers -J $results/launch.json
 superpod-bench ddp -n 2,8,64 -J $results/ddp.json
 
-superpod-bench plot $results/all-reduce*.json -o docs/all-reduce-time.svg
-superpod-bench plot $results/all-reduce*.json --kind busbw -o docs/all-reduce-busbw.svg
-superpod-bench plot $results/all-reduce*.json --kind memory -o docs/all-reduce-memory.svg
-superpod-bench plot $results/all-reduce*.json $results/rooted.json $results/blocks-*.json --kind ratio -o docs/ratios.svg
+all_reduce="$results/all-reduce-small.json $results/all-reduce-medium.json $results/all-reduce-large.json"
+superpod-bench plot $all_reduce -o docs/all-reduce-time.svg
+superpod-bench plot $all_reduce --kind busbw -o docs/all-reduce-busbw.svg
+superpod-bench plot $all_reduce --kind memory -o docs/all-reduce-memory.svg
+superpod-bench plot $all_reduce $results/rooted.json $results/blocks-*.json --kind ratio -o docs/ratios.svg
