@@ -1,8 +1,9 @@
-# `make` lists the targets. Everything is installed into .venv, once, and again when pyproject.toml or constraints.txt change.
+# `make` lists the targets. Everything is installed into .venv, once, and again when one of PACKAGE changes.
 
 VENV := .venv
 PEERS := .peers
 BIN := $(VENV)/bin
+PACKAGE := pyproject.toml setup.py constraints.txt interconnect/_board.c
 
 # The interpreter that .venv is made with: PYTHON=... if given, else the first of these that runs and is new enough.
 CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c "$(NEW_ENOUGH)" 2>/dev/nul
 TEST := $(BIN)/python -m pytest -n auto --maxprocesses=8
 
 # Tests that start no processes and wait for no one.
-QUICK := not zmq and not shm and not torch and not mesh and not processes and not peer_death and not reporter and not simulate and not traffic and not communicator and not security and not host and not shaped and not fixed_order and not support and not clock and not edges and not mismatch and not disagreement and not inquiry and not multi_ring
+QUICK := not zmq and not shm and not torch and not mesh and not processes and not peer_death and not reporter and not simulate and not traffic and not communicator and not security and not host and not shaped and not fixed_order and not support and not clock and not edges and not mismatch and not disagreement and not inquiry and not multi_ring and not express
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -51,15 +52,15 @@ validation: $(VENV)/.dev ## the model against measured machines: fit a few point
 	@$(BIN)/python -m superpod.simulator.validate
 
 clean: ## remove .venv and everything that was built
-	rm -rf $(VENV) $(PEERS) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist src/*.egg-info interconnect/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.examples: pyproject.toml constraints.txt $(VENV)/.made
+$(VENV)/.examples: $(PACKAGE) $(VENV)/.made
 	@echo "superpod: installing what the examples need"
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[examples]"
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.made
+$(VENV)/.dev: $(PACKAGE) $(VENV)/.made
 	@echo "superpod: installing what development needs"
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,bench,examples]"
 	@touch $@ $(VENV)/.examples

@@ -93,3 +93,15 @@ def shaped(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if result.shape != shape or result.dtype != dtype:
         raise InvalidValue(f"out is {result.dtype} of shape {result.shape}, must be {dtype} of shape {shape}")
     return result
+
+
+def blocks_like(array: Array, n: int, out: Any) -> Array:
+    """Room for n blocks like `array`: `out`, if it is given. Raises InvalidValue."""
+    shape = (n, *array.shape)
+    return np.empty(shape, array.dtype) if out is None else shaped(out, shape, array.dtype)
+
+
+def block_of(array: Array, n: int, out: Any) -> Array:
+    """Room for one of the n blocks of `array`: `out`, if it is given. Raises InvalidValue."""
+    shape = block_shape(array, n)
+    return np.empty(shape, array.dtype) if out is None else shaped(out, shape, array.dtype)

@@ -18,7 +18,9 @@ from superpod.collectives import algorithms, flat
 from superpod.collectives.arrays import (
     Array,
     Flat,
+    block_of,
     block_shape,
+    blocks_like,
     checked,
     copy_flat,
     dtype_name,
@@ -56,7 +58,7 @@ class Communicator:
     def __init__(self, runtime: Runtime, engine: Engine) -> None:
         """Use `init`, `connect`, `in_memory` or `Communicator.group`."""
         self._runtime = runtime
-        self._engine = engine
+        self._engine, self._expresses = engine, engine.expresses
         self._groups = 0
         self.rank = engine.rank
         self.world_size = engine.world_size
@@ -91,6 +93,11 @@ class Communicator:
         timeout: float | None = None,
     ) -> Any:
         """Reduce over all ranks; every rank gets the result, in place or in `out` (same shape and dtype)."""
+        key, plain = None, out is None and not async_op and algorithm is None and timeout is None
+        if plain and type(array) is np.ndarray and array.flags.carray:
+            express = self._expresses.get(key := (op, id(array.dtype), array.size))
+            if express is not None and express(array if array.ndim == 1 else array.reshape(-1)):
+                return array
         opts, operation_ = _options("all_reduce", algorithm, timeout), operation(op, checked(array).dtype)
         target = writable(array) if out is None else shaped(out, array.shape, array.dtype)
 
@@ -99,6 +106,8 @@ class Communicator:
                 out[...] = array
             with Flat(target, operation_) as data:
                 flat.all_reduce(self._engine, data, operation_, dtype_name(array.dtype), opts)
+            if key is not None and operation_.wide is array.dtype:
+                flat.express_all_reduce(self._engine, key, array.size, operation_, dtype_name(array.dtype))
             return target
 
         return self._issue("all_reduce", action, async_op)
@@ -162,7 +171,7 @@ class Communicator:
     ) -> Any:
         """Every rank's array on every rank: `out` of shape (n, *array.shape), made if it is not given."""
         opts, text = _options("all_gather", algorithm, timeout), label(checked(array))
-        target = self._blocks_like(array, out)
+        target = blocks_like(array, self.world_size, out)
 
         def action() -> Array:
             target[self.rank] = array
@@ -189,7 +198,7 @@ class Communicator:
         1/n as long.
         """
         opts, operation_ = _options("reduce_scatter", algorithm, timeout), operation(op, checked(array).dtype)
-        target, text = self._block_of(array, out), label(array)
+        target, text = block_of(array, self.world_size, out), label(array)
 
         def action() -> Array:
             blocks = [array.size // self.world_size] * self.world_size
@@ -239,7 +248,7 @@ class Communicator:
     ) -> Any:
         """Every rank's array at the root: shape (n, *array.shape) there, None elsewhere."""
         opts, text = _options("gather", algorithm, timeout), label(checked(array))
-        target = self._blocks_like(array, out) if self.rank == self._root(root) else None
+        target = blocks_like(array, self.world_size, out) if self.rank == self._root(root) else None
 
         def action() -> Array | None:
             own = flat_view(array).view(np.uint8)
@@ -267,7 +276,7 @@ class Communicator:
         if self.rank == self._root(root):
             if array is None:
                 raise InvalidValue("array=None at the root of a scatter; the root passes n blocks, shape (n, ...)")
-            target = self._block_of(checked(array), out)
+            target = block_of(checked(array), self.world_size, out)
         elif out is None:
             raise InvalidValue("out=None on a rank that is not the root of a scatter; pass an array for its block")
         else:
@@ -342,16 +351,6 @@ class Communicator:
             others = f"0 to {self.world_size - 1}" + ("" if itself else f" but this card's own {self.rank}")
             raise InvalidValue(f"rank {peer!r} must be a rank of the group: {others}")
         return peer
-
-    def _blocks_like(self, array: Array, out: Array | None) -> Array:
-        """Room for n blocks like `array`."""
-        shape = (self.world_size, *array.shape)
-        return np.empty(shape, array.dtype) if out is None else shaped(out, shape, array.dtype)
-
-    def _block_of(self, array: Array, out: Array | None) -> Array:
-        """Room for one of the n blocks of `array`."""
-        shape = block_shape(array, self.world_size)
-        return np.empty(shape, array.dtype) if out is None else shaped(out, shape, array.dtype)
 
 
 WORLD = "world"

@@ -11,35 +11,34 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from math import inf
 from threading import RLock, get_ident
 from typing import Any
 
 import numpy as np
 
 from superpod.collectives import algorithms
+from superpod.collectives.agreement import Agreement
 from superpod.collectives.call import Call as Call
-from superpod.collectives.call import Prepared, group_ident, interrupted, message_text, words_of
+from superpod.collectives.call import Prepared, interrupted, message_text, words_of
 from superpod.collectives.execute import COLLECTIVE_TAG, Array, Bounds, Circumstances, Plan, bind, run
+from superpod.collectives.express import Express
 from superpod.collectives.fused import Fused, Task, fused
 from superpod.collectives.fused_hosts import on_hosts
 from superpod.collectives.hosts import Layout, OnHosts
+from superpod.collectives.operations import Operation
 from superpod.collectives.places import Caller, Place
-from superpod.collectives.recorder import COLLECTIVE, DONE, FAILED, POSTED, RECV, SEND, Recorder
+from superpod.collectives.recorder import DONE, POSTED, RECV, SEND, Recorder
 from superpod.collectives.select import Choice, Selector
 from superpod.collectives.statistics import CallClock, Statistics
 from superpod.collectives.table import Table
 from superpod.collectives.work import MessageWork, Work, Worker
 from superpod.interconnect.errors import InvalidValue, SuperpodError
 from superpod.interconnect.forked import call_in_child
-from superpod.interconnect.group import Complaint, again, at, mismatch
 from superpod.interconnect.mesh import Mesh
 from superpod.interconnect.streams import Pending, Receive
-from superpod.interconnect.wire import Header, Kind
 
 log = logging.getLogger("superpod")
 
-_HISTORY = 1024  # calls that a card remembers, to answer those who still wait in one of them
 _PREPARED = 512  # calls whose plans are kept
 
 
@@ -77,29 +76,27 @@ class Engine:
         self._clock, self._issued = clock, 0  # the place in its order of the call that is carried out
         self._selector = selector
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
-        self._next = 0  # the number of the next collective
-        self._texts: dict[int, str] = {}  # number → what this card called, for the last _HISTORY ones
-        self._asked: dict[int, dict[str, tuple[int, Header]]] = {}  # number to come → peers' calls → who and how
+        self.expresses: dict[Any, Express] = {}
         self._recorder = recorder or Recorder(0)
-        self._recorded = self._recorder.group(name, self.ranks)
-        self._meeting = 0  # the thread that is at the board
-        self._under_way: int | None = None  # the record of the collective that has begun and not ended
+        self.meeting = 0  # the thread that is at the board
         self._messages = count()
         self._caller = Caller()
         self._place: Place | None = None  # in the user's code, of the call that is carried out
         self._told = False  # the neighbours know that the group has failed
-        self._order = RLock()
+        self.order = RLock()  # held by whoever carries out a synchronous collective
         call_in_child(self._disown)
         self._board = board and self.world_size > 1
         self._table: Table | None = None  # made by the first call that needs it
         self.worker = Worker(f"superpod {name}")
-        self.group = mesh.open_group(group_ident(name, self.ranks), name, self._on_probe)
+        self.agreement = Agreement(mesh, self.ranks, name, self._recorder)
+        self.group = self.agreement.group
         self._hosts = OnHosts(mesh, self.group, self.ranks, timeout)
-        self.group.place, self.group.text = self._place_of, lambda number: self._texts.get(number, "")
 
     def _disown(self) -> None:
         """In a forked child: what the parent's threads held and had under way is theirs."""
-        self._order, self._under_way, self._table = RLock(), None, None
+        self.order, self._table = RLock(), None
+        self.expresses.clear()
+        self.agreement.disown()
 
     # Issuing
 
@@ -111,8 +108,8 @@ class Engine:
         is queued behind that callback cannot begin before it has returned.
         """
         place = self._caller.place()
-        with self._order:
-            if self._meeting == get_ident():
+        with self.order:
+            if self.meeting == get_ident():
                 raise interrupted(text, self.name, self.mesh.rank)
             issued = 0 if self._clock is None else self._clock.place()
             if not async_op and (self.worker.outstanding == 0 or self.worker.is_current_thread() or self._over):
@@ -131,17 +128,19 @@ class Engine:
 
     def _carry_out(self, text: str, action: Callable[[], Any], place: Place | None, issued: int) -> Any:
         """Run `action`. What it raises ends the group, unless it refused its arguments before it began."""
-        before, self._place, self._issued = self._next, place, issued
+        before, self._place, self._issued = self.agreement.next, place, issued
         try:
             return action()
         except BaseException as error:
-            if self._under_way is not None:
-                self._recorder.end(self._under_way, time.perf_counter(), FAILED)
-                self._under_way = None
-            if self._next != before or not isinstance(error, InvalidValue):
-                cause = error if isinstance(error, SuperpodError) else SuperpodError(f"{words_of(error)} in {text}")
-                self.mesh.fail_group(self.group, cause, tell=self._neighbours())
+            self.agreement.fail()
+            if self.agreement.next != before or not isinstance(error, InvalidValue):
+                self.fail(error, text)
             raise
+
+    def fail(self, error: BaseException, text: str) -> None:
+        """The group is over: `error` was raised in one of its collectives, which `text` names."""
+        cause = error if isinstance(error, SuperpodError) else SuperpodError(f"{words_of(error)} in {text}")
+        self.mesh.fail_group(self.group, cause, tell=self._neighbours())
 
     def _neighbours(self) -> list[int]:
         """Those who hear of a failure at first hand, and tell theirs: 2^k ranks up or down, so that all soon know.
@@ -185,7 +184,7 @@ class Engine:
             spaces = (*spaces, np.empty(plan.scratch, spaces[0].dtype if spaces else np.uint8))
         if before is not None:
             before(plan, spaces)
-        sequence = self._begin(prepared.where.text, prepared.call.nbytes, start)
+        sequence = self.agreement.begin(prepared.where.text, prepared.call.nbytes, start, self._place)
         if prepared.fused is not None:
             across = partial(run, plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
             task = Task(spaces, prepared.banks, reduce, prepared.call.root, across)
@@ -195,9 +194,7 @@ class Engine:
         if after is not None:
             after(plan, spaces)
         nbytes, ended = prepared.call.nbytes, time.perf_counter()
-        if self._under_way is not None:
-            self._recorder.end(self._under_way, ended)
-            self._under_way = None
+        self.agreement.end(ended)
         self.statistics.count(prepared.call.collective, prepared.choice.algorithm, nbytes, ended - start)
         if self._clock is not None:
             self._clock.count(prepared.call, prepared.choice.algorithm, self._issued)
@@ -234,12 +231,22 @@ class Engine:
     def _meet(self, fused: Fused, task: Task, text: str, sequence: int, seconds: float) -> None:
         table = self._table or self._sit(text, sequence, seconds)
         table.call(text, sequence, seconds)
-        self._meeting = get_ident()
+        self.meeting = get_ident()
         try:
             with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
                 fused(table, task)
         finally:
-            self._meeting = 0
+            self.meeting = 0
+
+    def express(self, key: tuple[Any, ...], made: tuple[Any, ...], op: Operation) -> None:
+        """Keep a short way, under `key`, for calls like the one `run` under the key `made`, if there can be one."""
+        prepared, layout = self._prepared.get(made), self.layout()
+        if prepared is None or prepared.fused is None or self._table is None or self._clock is not None:
+            return
+        if op.factor is None and (layout is None or layout.count == 1):
+            if len(self.expresses) >= _PREPARED:
+                self.expresses.clear()
+            self.expresses[key] = Express(self, prepared, self._table, op)
 
     def _sit(self, text: str, sequence: int, seconds: float) -> Table:
         """Meet the others at the group's board for the first time, for the call of these words and this number."""
@@ -304,7 +311,7 @@ class Engine:
     ) -> MessageWork:
         kind, number, start = SEND if operation == "send" else RECV, next(self._messages), time.perf_counter()
         record, place = self._recorder, self._caller.place()
-        serial = record.begin(self._recorded, number, what, nbytes, start, place, kind, POSTED)
+        serial = record.begin(self.agreement.recorded, number, what, nbytes, start, place, kind, POSTED)
         counted = self.statistics.message(operation, nbytes, start)
         if self._clock is not None:
             counted = self._clock.message(pending, nbytes, counted)
@@ -317,63 +324,7 @@ class Engine:
             note(DONE)
         return MessageWork(what, self.mesh, self.group, (pending,), seconds, finish, note)
 
-    # Agreement
-
-    def _begin(self, text: str, nbytes: int, started: float) -> int:
-        """Number a collective that this card now calls.
-
-        Raises the group's failure, and CollectiveMismatch if a peer that waits in this number called something else.
-        """
-        if self.group.failure is not None:
-            raise again(self.group.failure)
-        if self.group.due < inf:
-            self.mesh.settle(self.group)
-        sequence, self._next = self._next, self._next + 1
-        self._texts[sequence] = text
-        self._texts.pop(sequence - _HISTORY, None)
-        self._under_way = self._recorder.begin(self._recorded, sequence, text, nbytes, started, self._place)
-        if self._asked and (asked := self._asked.pop(sequence, None)) is not None:
-            self._compare(asked, text)
-        return sequence
-
-    def _compare(self, asked: dict[str, tuple[int, Header]], called: str) -> None:
-        """Raise CollectiveMismatch if peers have called something else than what this card calls now."""
-        asked.pop(called, None)
-        for peer, header in asked.values():
-            if header.kind is Kind.DATA:  # it does not say where in its code the peer made the call, but the peer will
-                self.mesh.dispute(self.group, peer, header, called)
-            raise self._mismatch(peer, Complaint.unpacked(header.text), called, header.sequence)
-
-    def _on_probe(self, peer: int, header: Header) -> None:
-        """`peer` waits for this card in a collective, or has sent a message of one that this card has not called.
-
-        Compare its call with this card's of the same number, now or when it is made.
-        """
-        complaint = Complaint.unpacked(header.text)
-        if header.tag != COLLECTIVE_TAG:
-            if complaint.instead:  # a message of this card's
-                place = self._recorder.place_of(SEND, self.name, complaint.instead)
-                theirs, mine = f"{complaint.call} (#0){at(complaint.place)}", f"{complaint.instead} (#0){at(place)}"
-                error = mismatch(self.group, (peer, theirs), (self.mesh.rank, mine))
-                self.mesh.fail_group_locked(self.group, error)
-            return
-        called = self._texts.get(header.sequence)
-        if called is None and header.sequence >= self._next:
-            self._asked.setdefault(header.sequence, {}).setdefault(complaint.call, (peer, header))
-            called = self._texts.get(header.sequence)  # another thread may just have begun it
-        if called is not None and called != complaint.call:
-            self.mesh.fail_group_locked(self.group, self._mismatch(peer, complaint, called, header.sequence))
-
-    def _mismatch(self, peer: int, complaint: Complaint, called: str, number: int) -> SuperpodError:
-        theirs = f"{complaint.call} (#{number}){at(complaint.place)}"
-        mine = f"{called} (#{number}){at(self._place_of(COLLECTIVE_TAG, number, called))}"
-        return mismatch(self.group, (peer, theirs), (self.mesh.rank, mine))
-
-    def _place_of(self, tag: int, number: int, text: str) -> str:
-        """Where in the user's code this card made a call that waits, or a collective."""
-        if tag == COLLECTIVE_TAG:
-            return self._recorder.place_of(COLLECTIVE, self.name, text, number)
-        return self._recorder.place_of(RECV, self.name, text)
+    # Its end
 
     def awaited(self) -> list[int]:
         """The ranks, in the mesh, that the collective under way waits for. From any thread."""
@@ -388,6 +339,7 @@ class Engine:
         """End the worker and forget the group. `job`: the card is about to leave the job."""
         self._told = True  # whoever calls it after this makes a mistake that is nobody else's business
         self.worker.stop(timeout=1.0)
+        self.expresses.clear()
         self.mesh.close_group(self.group, job=job)
         if self._table is not None:
             self._table.leave()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,14 @@ def all_reduce(engine: Engine, array: Array, op: Operation, label: str, options:
     """Reduce `array` (of op.wide) over all ranks, in place on every rank."""
     _run_even(engine, "all_reduce", array, label, options, op)
     op.finish(array, engine.world_size)
+
+
+def express_all_reduce(engine: Engine, key: tuple[Any, ...], size: int, op: Operation, label: str) -> None:
+    """After an `all_reduce` without options of `size` elements: keep a short way for its like in engine.expresses[key].
+
+    `label` names op.wide, for it is for arrays of that dtype themselves.
+    """
+    engine.express(key, _key("all_reduce", size, label, op.name, -1, None), op)
 
 
 def reduce(engine: Engine, array: Array, op: Operation, root: int, label: str, options: Options) -> None:
@@ -130,13 +139,17 @@ def _run_even(
         return Call(collective, text, array.nbytes, max(root, 0), options.algorithm)
 
     engine.run(
-        (collective, size, label, name, root, options.algorithm),
+        _key(collective, size, label, name, root, options.algorithm),
         call,
         (array,),
         lambda k: (even_bounds(size, k),),
         reduce=None if op is None else op.ufunc,
         timeout=options.timeout,
     )
+
+
+def _key(collective: str, size: int, label: str, op: str, root: int, algorithm: str | None) -> tuple[Any, ...]:
+    return collective, size, label, op, root, algorithm
 
 
 def _run_blocks(

@@ -60,7 +60,7 @@ _KINDS = {  # numpy's kinds: b bool, i and u integers, f floats, c complex
 _KIND_NAMES = {"b": "bool", "i": "integers", "u": "unsigned integers", "f": "floating point", "c": "complex"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Operation:
     """A reduction on one dtype: `ufunc` combines arrays of dtype `wide`; before that, each rank's is times `factor`."""
 

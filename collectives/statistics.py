@@ -65,6 +65,7 @@ class Statistics:
         self._directory = directory
         self._lock = threading.Lock()
         self._rows: dict[tuple[str, str], list[float]] = {}
+        self._own_rows: list[tuple[tuple[str, str], list[float]]] = []
         self._told_first = False
         call_in_child(self._renew_lock)
 
@@ -79,6 +80,13 @@ class Statistics:
             first, self._told_first = not self._told_first, True
         if first:
             send_news(self._directory, self._rank, "first_collective")
+
+    def row(self, operation: str, algorithm: str) -> list[float]:
+        """[calls, bytes, seconds] for one who counts by itself, one thread at a time; `rows` adds it in."""
+        with self._lock:
+            row = [0, 0, 0.0]
+            self._own_rows.append(((operation, algorithm), row))
+            return row
 
     def to_other_hosts(self, nbytes: int) -> None:
         """All the payload that this card has sent to cards of other hosts [B]; said once, at the end."""
@@ -109,10 +117,14 @@ class Statistics:
     def rows(self) -> list[dict[str, Any]]:
         """One row an operation and algorithm: operation, algorithm, calls, bytes, seconds."""
         with self._lock:
-            return [
-                {"operation": operation, "algorithm": algorithm, "calls": calls, "bytes": nbytes, "seconds": seconds}
-                for (operation, algorithm), (calls, nbytes, seconds) in self._rows.items()
-            ]
+            total = {key: list(row) for key, row in self._rows.items()}
+            for key, row in self._own_rows:
+                total[key] = [a + b for a, b in zip(total.get(key, [0, 0, 0.0]), row, strict=True)]
+        return [
+            {"operation": operation, "algorithm": algorithm, "calls": calls, "bytes": nbytes, "seconds": seconds}
+            for (operation, algorithm), (calls, nbytes, seconds) in total.items()
+            if calls
+        ]
 
     def tell(self) -> None:
         """Give the launcher the rows."""

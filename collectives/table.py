@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from math import inf
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -27,6 +28,9 @@ _LOOKS = 1.0  # seconds between two looks at every card that is absent
 _ASKED = 4  # cards before it in the ring that a card asks where they are
 _MEMORY = 256 << 20  # bytes that a board may take; what no array has needed takes none
 _SLOT = 2 << 20  # bytes of one card at the most; half of it costs 64 cards half as much time again at 16 MiB
+
+
+_ODD = 0x9E3779B1  # times the call's number: calls of equal words and other numbers have other tags
 
 
 def slot_bytes(world_size: int) -> int:
@@ -85,21 +89,29 @@ class Table:
     def call(self, text: str, sequence: int, seconds: float) -> None:
         """What the next meetings are for, and how long all of them may take."""
         self._text, self._sequence, self._limit = text, sequence, seconds
-        self._tag = zlib.crc32(text.encode(errors="replace"), sequence & 0xFFFFFFFF)
+        self._tag = _crc(text) + sequence * _ODD & 0xFFFFFFFF
         self._end = time.monotonic() + seconds
+
+    @property
+    def native(self) -> bool:
+        """Whether `add_up` can be called."""
+        return self._board.native
+
+    def add_up(self, text: str, sequence: int, seconds: float, kind: int, data: Any, nbytes: int) -> None:
+        """`call` and the whole of a one-shot all_reduce by sums, see Board.add_up. Raises what Mesh.wait raises."""
+        self._text, self._sequence, self._limit = text, sequence, seconds
+        tag = _crc(text) + sequence * _ODD & 0xFFFFFFFF
+        wanted = self._board.add_up(tag, text, kind, data, nbytes, self._patience)
+        if wanted is not None:
+            self._end = time.monotonic() + seconds - self._patience
+            self._wait_for(wanted)
+            self._board.take(kind, data, nbytes)
 
     def meet(self) -> None:
         """Raises what Mesh.wait raises."""
         wanted = self._board.come(self._tag, self._text)
         if not self._board.watch(wanted, self._patience):
-            self._wanted = wanted
-            try:
-                self._wait(wanted)
-            except BaseException:
-                self._board.withdraw()
-                raise
-            finally:
-                self._wanted = None
+            self._wait_for(wanted)
 
     def leave(self) -> None:
         """The group is over."""
@@ -108,6 +120,16 @@ class Table:
     def absent(self) -> list[int]:
         """The ranks, in the mesh, that this card is waiting for."""
         return [self._ranks[r] for r in self._board.absent()] if self._wanted is not None else []
+
+    def _wait_for(self, wanted: bytes) -> None:
+        self._wanted = wanted
+        try:
+            self._wait(wanted)
+        except BaseException:
+            self._board.withdraw()
+            raise
+        finally:
+            self._wanted = None
 
     def _wait(self, wanted: bytes) -> None:
         start = now = time.monotonic()
@@ -149,6 +171,11 @@ class Table:
         number, place = f" (#{self._sequence})", self._group.place(COLLECTIVE_TAG, self._sequence, self._text)
         mine = self._text + number + at(place)
         return mismatch(self._group, (self._ranks[other], theirs + number), (self._mesh.rank, mine))
+
+
+@lru_cache(maxsize=1024)
+def _crc(text: str) -> int:
+    return zlib.crc32(text.encode(errors="replace"))
 
 
 _NOTHING: Array = np.empty(1, np.uint8)

@@ -217,6 +217,10 @@ class GroupBase(dist.ProcessGroup):
 
     # For the collectives
 
+    def _at_once(self, opts: Any) -> bool:
+        """Whether a call with these options of torch's has ended when it returns, and is in no coalescing block."""
+        return not getattr(opts, "asyncOp", True) and ((block := self._block) is None or not block.is_mine())
+
     def _issue(self, what: str, action: Callable[[], Any], opts: Any, result: Any) -> TorchWork:
         self._issued += 1
         if (block := self._block) is not None and block.is_mine():

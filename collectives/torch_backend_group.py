@@ -22,7 +22,7 @@ from superpod.collectives.engine import Engine
 from superpod.collectives.flat import Options
 from superpod.collectives.operations import Operation
 from superpod.collectives.torch_backend_base import GroupBase, blocks_of, only
-from superpod.collectives.torch_backend_options import limits, options, reduction
+from superpod.collectives.torch_backend_options import GROUPS_OWN, limits, options, reduction
 from superpod.collectives.torch_backend_sparse import all_reduce as sparse_all_reduce
 from superpod.collectives.torch_backend_sparse import check_sparse
 from superpod.collectives.torch_backend_tensors import (
@@ -34,11 +34,12 @@ from superpod.collectives.torch_backend_tensors import (
     dtype_name,
     joined,
     label,
+    lies_flat,
     own_numbers,
     source,
     store,
 )
-from superpod.collectives.torch_backend_work import TorchWork, last_of
+from superpod.collectives.torch_backend_work import ENDED, TorchWork, last_of
 from superpod.interconnect.errors import InvalidValue
 
 _c10d: Any = dist.distributed_c10d
@@ -59,6 +60,8 @@ class CollectiveGroup(GroupBase):
         tensor = only(tensors)
         opts = options(dist.AllreduceOptions, opts, op, timeout)
         reduce, limit = reduction(opts.reduceOp, tensor.dtype), limits(opts)
+        if self._at_once(opts) and limit is GROUPS_OWN and self._by_express(tensor, reduce):
+            return ENDED
         if tensor.layout is torch.strided:
             check(tensor)
             action = partial(_all_reduce, self._engine, tensor, reduce, limit)
@@ -66,6 +69,15 @@ class CollectiveGroup(GroupBase):
             check_sparse(tensor, reduce.name)
             action = partial(sparse_all_reduce, self._engine, tensor, limit)
         return self._issue("all_reduce", action, opts, [tensor])
+
+    def _by_express(self, tensor: Tensor, op: Operation) -> bool:
+        """Whether the all_reduce has gone the short way (express.py)."""
+        express = self._engine.expresses.get((op, tensor.numel()))
+        if express is None or not lies_flat(tensor) or not tensor.is_cpu:
+            return False
+        done = express(tensor.data_ptr() if express.by_address else own_numbers(tensor))
+        self._issued += done
+        return done
 
     def reduce(
         self,
@@ -304,3 +316,5 @@ def _all_reduce(engine: Engine, tensor: Tensor, op: Operation, limit: Options) -
     flat.all_reduce(engine, data, op, text, limit)
     if own is None:
         store(tensor, data)
+    elif limit is GROUPS_OWN:
+        flat.express_all_reduce(engine, (op, own.size), own.size, op, text)

@@ -38,7 +38,8 @@ _NAMES = {
     _Red.BOR: "bor",
     _Red.BXOR: "bxor",
 }
-_GROUPS_OWN = Options()
+GROUPS_OWN = Options()
+"""The limits of a call that brings none: the group's own."""
 _cached: dict[torch.dtype, dict[int, Operation]] = {}  # by the ReduceOp's hash
 
 
@@ -65,7 +66,7 @@ def limits(opts: Any) -> Options:
     """The call's own time limit, if it has one."""
     timeout: timedelta = opts.timeout
     if timeout.days < 0 or not timeout:  # torch's word for "not set" is -1 ms
-        return _GROUPS_OWN
+        return GROUPS_OWN
     return Options(timeout=timeout.total_seconds())
 
 

@@ -74,7 +74,7 @@ def _numpy_knows(dtype: torch.dtype) -> bool:
     return True
 
 
-def _lies_flat(tensor: Tensor) -> bool:
+def lies_flat(tensor: Tensor) -> bool:
     """Whether its elements lie in memory one after the other, as they are."""
     return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
@@ -85,7 +85,7 @@ class Bytes:
     def __init__(self, tensor: Tensor, *, read: bool = True) -> None:
         """`read`: the call needs the tensor's contents too."""
         self._tensor = self._flat = tensor.detach()
-        if not _lies_flat(tensor):
+        if not lies_flat(tensor):
             self._flat = torch.empty(tensor.shape, dtype=tensor.dtype)
             if read:
                 self._flat.copy_(self._tensor)
@@ -98,7 +98,7 @@ class Bytes:
 
 def own_numbers(tensor: Tensor) -> Array | None:
     """A tensor's memory as a flat array, if its numbers lie there in order and in the dtype they are added up in."""
-    if _wide(tensor.dtype) is not tensor.dtype or not _lies_flat(tensor):
+    if _wide(tensor.dtype) is not tensor.dtype or not lies_flat(tensor):
         return None
     data: Array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
     return data if data.ndim == 1 else data.reshape(-1)

@@ -10,6 +10,8 @@ is about to sleep says so, and looks once more; who comes last looks for sleeper
 both there is a full fence, so that one of the two sees the other.
 
 The memory has no name in any file system, so nothing is left of it when the last card is gone, however it went.
+
+_board.c does the hot part of this in compiled code, where it could be built; cards with and without it may meet.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import re
 import secrets
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +32,11 @@ from superpod.interconnect import futex
 from superpod.interconnect.errors import BadFrame
 from superpod.interconnect.shm_memory import Memory
 
+try:
+    from superpod.interconnect._board import Seat
+except ImportError:  # there was no C compiler where superpod was installed
+    Seat = None  # type: ignore[assignment, misc]
+
 Bytes = npt.NDArray[np.uint8]
 
 TEXT = 256  # bytes of a card's call in words
@@ -36,6 +44,11 @@ _PAGE = 4096
 _LINE = 64
 _TOKEN, _TOKEN_BYTES = 16, 16  # where in the first line the board's own name lies, and how long it is
 _CLOSED_GROUP, _LEFT_JOB = 1, 2
+_SPINS = 500  # looks at the stamps before giving way, some 10 µs, if every card has a core of its own
+KINDS = {"float32": ord("f"), "float64": ord("d")} | {
+    f"{sign}int{bits}": ord(kind) for sign in ("", "u") for bits, kind in ((32, "i"), (64, "l"))
+}
+"""What `add_up` adds up: numpy's names of dtypes → what the compiled code calls them."""
 
 
 def possible() -> bool:
@@ -46,11 +59,16 @@ def possible() -> bool:
 class Board:
     """One card's view of a board. One thread at a time."""
 
-    def __init__(self, memory: Memory, descriptor: int, rank: int, world_size: int, slot: int) -> None:
-        """Lay a board out in `memory`; `slot` is the room of one card in bytes. Takes its descriptor over."""
+    def __init__(
+        self, memory: Memory, descriptor: int, rank: int, world_size: int, slot: int, *, native: bool = True
+    ) -> None:
+        """Lay a board out in `memory`; `slot` is the room of one card in bytes. Takes its descriptor over.
+
+        `native`: with compiled code, where there is some.
+        """
         self.rank, self.world_size, self.slot = rank, world_size, slot
         self.meetings = 0
-        self._set = 0
+        self._set = self._stamp = 0
         self._fd = descriptor
         whole = np.frombuffer(memory.view, np.uint8)
         head = _head(world_size)
@@ -62,6 +80,12 @@ class Board:
         base = _LINE + _round(world_size, _LINE)
         self._departed = whole[base : base + world_size]
         base += _round(world_size, _LINE)
+        self._seat: Seat | None = None
+        if native and Seat is not None:
+            spins = _SPINS if world_size <= len(os.sched_getaffinity(0)) else 0
+            places = {"asleep": _LINE, "stamps_0": base, "stamps_1": base + words}
+            rooms = {"slots_0": head, "slots_1": head + slot * world_size}
+            self._seat = Seat(memory.view, rank, world_size, slot, **places, **rooms, spins=spins)
         stamps = [whole[base + i * words : base + i * words + 8 * world_size] for i in range(2)]
         self._own_stamps = [part.view(np.uint64)[rank : rank + 1] for part in stamps]
         self._stamps = [part.data for part in stamps]
@@ -76,10 +100,10 @@ class Board:
         self._fence = threading.Lock()
 
     @staticmethod
-    def create(rank: int, world_size: int, slot: int) -> Board:
+    def create(rank: int, world_size: int, slot: int, *, native: bool = True) -> Board:
         """A new board; the others open it by its address. Raises OSError when there is no memory for it."""
         memory, descriptor = Memory.create(nbytes(world_size, slot))
-        board = Board(memory, descriptor, rank, world_size, slot)
+        board = Board(memory, descriptor, rank, world_size, slot, native=native)
         board._token[:] = np.frombuffer(secrets.token_bytes(_TOKEN_BYTES), np.uint8)
         return board
 
@@ -89,7 +113,7 @@ class Board:
         return f"/proc/{os.getpid()}/fd/{self._fd}#{self._token.tobytes().hex()}"
 
     @staticmethod
-    def open(address: str, rank: int, world_size: int, slot: int) -> Board:
+    def open(address: str, rank: int, world_size: int, slot: int, *, native: bool = True) -> Board:
         """The board that another card has created. Raises OSError, also for what is none, or another one by now."""
         file, _, token = address.partition("#")
         if re.fullmatch(r"/proc/\d+/fd/\d+", file) is None:
@@ -99,7 +123,7 @@ class Board:
             if os.fstat(descriptor).st_uid != os.geteuid():
                 raise OSError(errno.EPERM, "it is another user's")
             size = nbytes(world_size, slot)
-            board = Board(Memory.adopt(descriptor, size, size), descriptor, rank, world_size, slot)
+            board = Board(Memory.adopt(descriptor, size, size), descriptor, rank, world_size, slot, native=native)
             if board._token.tobytes().hex() != token:
                 raise OSError(errno.ESTALE, "another board is there now")
         except BadFrame as error:
@@ -128,6 +152,20 @@ class Board:
             tag: 32 bits, equal on all cards if and only if their calls are.
             text: the call in words, for those who find that it is another one than theirs.
         """
+        half, stamp, wanted = self._next_stamp(tag, text)
+        if self._seat is not None:
+            self._seat.come(half, stamp)
+            return wanted
+        self._own_stamps[half][0] = stamp
+        with self._fence:  # an atomic operation: a full fence
+            pass
+        if self._asleep.tobytes() != self._nobody and self._stamps[half] == wanted:
+            self._bell[0] += np.uint32(1)
+            futex.wake(self._address)
+        return wanted
+
+    def _next_stamp(self, tag: int, text: str) -> tuple[int, int, bytes]:
+        """Of the next meeting: where stamps lie, this card's, and all of them together."""
         if text is not self._text:
             encoded = text.encode(errors="replace")[:TEXT]
             row = self._texts[self.rank]
@@ -135,16 +173,36 @@ class Board:
             row[len(encoded) :] = 0
             self._text = text
         self.meetings += 1
-        half = self.meetings & 1
-        stamp = (self.meetings & 0xFFFFFFFF) << 32 | tag
-        self._own_stamps[half][0] = stamp
-        with self._fence:  # an atomic operation: a full fence
-            pass
-        wanted = stamp.to_bytes(8, "little") * self.world_size
-        if self._asleep.tobytes() != self._nobody and self._stamps[half] == wanted:
-            self._bell[0] += np.uint32(1)
-            futex.wake(self._address)
-        return wanted
+        self._stamp = (self.meetings & 0xFFFFFFFF) << 32 | tag
+        return self.meetings & 1, self._stamp, self._stamp.to_bytes(8, "little") * self.world_size
+
+    @property
+    def native(self) -> bool:
+        """Whether there is compiled code, so that `add_up` can be called."""
+        return self._seat is not None
+
+    def add_up(self, tag: int, text: str, kind: int, data: Any, nbytes: int, seconds: float) -> bytes | None:
+        """A whole all_reduce in one meeting: `data` into the slot, come, watch, the sum of all slots into `data`.
+
+        Slots are added up from rank 0's to the last, as numpy does it.
+
+        Args:
+            tag, text: as for `come`.
+            kind: one of KINDS.
+            data: a contiguous array, or an address; of `nbytes`, at most a slot's.
+            seconds: as for `watch`.
+        Returns:
+            None when it is done; what to wait for when not all have come, and then comes `take`.
+        """
+        assert self._seat is not None
+        self._set ^= 1
+        half, stamp, wanted = self._next_stamp(tag, text)
+        return None if self._seat.all_reduce(self._set, half, stamp, seconds, kind, data, nbytes) else wanted
+
+    def take(self, kind: int, data: Any, nbytes: int) -> None:
+        """All have come: the sum of all slots into `data`."""
+        assert self._seat is not None
+        self._seat.fold(self._set, kind, data, nbytes)
 
     def withdraw(self) -> None:
         """This card has given up: whoever comes after it waits in vain, and is not told that all have come."""
@@ -156,6 +214,8 @@ class Board:
 
     def watch(self, wanted: bytes, seconds: float) -> bool:
         """Whether all have come within `seconds`, giving the processor to whoever wants it in the meantime."""
+        if self._seat is not None:
+            return bool(self._seat.watch(self.meetings & 1, self._stamp, seconds))
         stamps, give_way = self._stamps[self.meetings & 1], os.sched_yield
         end = time.monotonic() + seconds
         while True:

@@ -134,7 +134,7 @@ def test_agreement_is_not_disturbed_by_messages_that_come_early() -> None:
     for comm in cards[1:]:
         for number in range(200):
             assert comm.broadcast(np.zeros(3, int), 0, algorithm="direct")[0] == number
-    assert not cards[1]._engine._asked
+    assert not cards[1]._engine.agreement._asked
     for card in cards:
         card.close()
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from superpod.collectives.agreement import _HISTORY
 from superpod.collectives.communicator import Communicator, connect, in_memory
-from superpod.collectives.engine import _HISTORY, _PREPARED
+from superpod.collectives.engine import _PREPARED
 from superpod.interconnect.env import Place, Settings
 from superpod.interconnect.errors import InvalidValue
 from superpod.launcher.testing import run_ranks
@@ -163,6 +164,6 @@ def test_plans_and_histories_are_bounded() -> None:
     def card(comm: Communicator) -> tuple[int, int]:
         for count in range(max(_PREPARED, _HISTORY) + 100):
             comm.all_reduce(np.ones(count, np.uint8))
-        return len(comm._engine._prepared), len(comm._engine._texts)
+        return len(comm._engine._prepared), len(comm._engine.agreement._texts)
 
     assert run_ranks(2, card, link="memory") == [(_PREPARED, _HISTORY)] * 2

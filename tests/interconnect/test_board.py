@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import sysconfig
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +17,13 @@ import pytest
 from cards import exit_code, forked
 
 from superpod.interconnect import futex
-from superpod.interconnect.board import TEXT, Board, nbytes, possible
+from superpod.interconnect.board import KINDS, TEXT, Board, Seat, nbytes, possible
 
 pytestmark = pytest.mark.skipif(not possible(), reason="boards need x86-64, futex and memfd_create")
 
 SLOT = 4096
+CODES = ["compiled", "plain", "mixed"]
+"""In which code cards meet; mixed: the even ranks in compiled code, the odd ones in Python."""
 LONG = 10.0  # seconds that nothing here takes
 
 
@@ -37,13 +41,21 @@ def total(board: Board, value: int) -> int:
     return int(slots[:, 0].sum())
 
 
-def with_others(n: int, body: Callable[[Board], Any]) -> Any:
+def native(code: str, rank: int) -> bool:
+    if Seat is None and code != "plain":
+        pytest.skip("superpod was installed without a C compiler")
+    return code == "compiled" or (code == "mixed" and rank % 2 == 0)
+
+
+def with_others(n: int, body: Callable[[Board], Any], code: str = "plain") -> Any:
     """`body` on n cards: this process is rank 0, the others are forked."""
-    board = Board.create(0, n, SLOT)
+    board = Board.create(0, n, SLOT, native=native(code, 0))
     address = board.address
     with contextlib.ExitStack() as running:
         pids = [
-            running.enter_context(forked(lambda rank=rank: body(Board.open(address, rank, n, SLOT))))
+            running.enter_context(
+                forked(lambda rank=rank: body(Board.open(address, rank, n, SLOT, native=native(code, rank))))
+            )
             for rank in range(1, n)
         ]
         result = body(board)
@@ -52,16 +64,26 @@ def with_others(n: int, body: Callable[[Board], Any]) -> Any:
     return result
 
 
+@pytest.mark.skipif(
+    shutil.which("cc") is None or not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="there is no C compiler, or no header of this Python",
+)
+def test_where_there_is_a_compiler_there_is_compiled_code() -> None:
+    assert Seat is not None
+
+
+@pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("n", [1, 2, 3, 8])
-def test_everybody_sees_what_everybody_wrote_meeting_after_meeting(n: int) -> None:
+def test_everybody_sees_what_everybody_wrote_meeting_after_meeting(n: int, code: str) -> None:
     def body(board: Board) -> None:
         for i in range(300):
             assert total(board, board.rank + i) == sum(range(n)) + n * i
 
-    with_others(n, body)
+    with_others(n, body, code)
 
 
-def test_who_sleeps_is_woken_by_the_last_to_come() -> None:
+@pytest.mark.parametrize("code", CODES)
+def test_who_sleeps_is_woken_by_the_last_to_come(code: str) -> None:
     """Nobody gives way first, so every meeting but a few is slept for; a lost wake-up would cost 10 s."""
 
     def body(board: Board) -> float:
@@ -72,7 +94,67 @@ def test_who_sleeps_is_woken_by_the_last_to_come() -> None:
             total(board, 1)
         return time.monotonic() - start
 
-    assert with_others(4, body) < LONG
+    assert with_others(4, body, code) < LONG
+
+
+@pytest.mark.parametrize("dtype", sorted(KINDS))
+@pytest.mark.parametrize("n", [2, 5])
+def test_compiled_code_adds_up_with_the_bits_of_numpy(n: int, dtype: str) -> None:
+    """Floats of very different sizes, integers that overflow; more elements than are added up at a time, and few."""
+
+    def body(board: Board) -> None:
+        for count in (1, 2, 511, SLOT // np.dtype(dtype).itemsize):
+            rows = [np.random.default_rng(rank).integers(0, 256, SLOT, np.uint8) for rank in range(n)]
+            arrays = [row.view(dtype)[:count].copy() for row in rows]
+            if np.dtype(dtype).kind == "f":
+                arrays = [np.where(np.isnan(a), 1, a).astype(dtype) for a in arrays]
+            with np.errstate(all="ignore"):
+                expected = sum_of(arrays)
+            own = arrays[board.rank]
+            data = own if count % 2 else own.ctypes.data  # the array, or its address
+            wanted = board.add_up(7, "a sum", KINDS[dtype], data, own.nbytes, LONG)
+            assert wanted is None
+            assert own.tobytes() == expected.tobytes()
+
+    with_others(n, body, "compiled")
+
+
+def sum_of(arrays: list[Any]) -> Any:
+    total = arrays[0].copy()
+    for array in arrays[1:]:
+        total += array
+    return total
+
+
+def test_a_sum_for_which_not_all_come_in_time_is_taken_later() -> None:
+    one = Board.create(0, 2, SLOT, native=native("compiled", 0))
+    other = Board.open(one.address, 1, 2, SLOT)
+    mine, theirs = np.array([1.5, 2.0], np.float32), np.array([3.0, 4.0], np.float32)
+    wanted = one.add_up(7, "a sum", KINDS["float32"], mine, mine.nbytes, 0.001)
+    assert wanted is not None
+    assert mine.tolist() == [1.5, 2.0]
+    assert other.add_up(7, "a sum", KINDS["float32"], theirs, theirs.nbytes, 0.001) is None
+    assert one.met(wanted)
+    one.take(KINDS["float32"], mine, mine.nbytes)
+    assert mine.tolist() == theirs.tolist() == [4.5, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("data", "nbytes", "error", "words"),
+    [
+        (np.zeros(SLOT + 1, np.uint8), SLOT + 1, ValueError, f"{SLOT + 1} bytes must be 0 to {SLOT}"),
+        (np.zeros(4, np.float32), 12, ValueError, "the array has 16 bytes, not 12"),
+        (bytes(8), 8, BufferError, "not writable"),
+        (np.zeros((4, 4), np.float32)[:, 1], 16, ValueError, "not C-contiguous"),
+    ],
+)
+def test_what_cannot_be_added_up_is_refused_before_anybody_hears_of_it(
+    data: Any, nbytes: int, error: type[Exception], words: str
+) -> None:
+    board = Board.create(0, 2, SLOT, native=native("compiled", 0))
+    with pytest.raises(error, match=words):
+        board.add_up(7, "a sum", KINDS["float32"], data, nbytes, 0.0)
+    assert board.absent() == [0, 1]
 
 
 def test_the_absent_are_named_until_they_come() -> None:

@@ -97,7 +97,7 @@ def test_a_child_forked_in_the_middle_of_a_collective_is_refused_at_once(launch)
             thread = threading.Thread(target=late)
             thread.start()
             begun.wait()
-            while comm._engine._under_way is None:
+            while comm._engine.agreement.under_way is None:
                 pass
             if (pid := os.fork()) == 0:
                 try:

@@ -1,0 +1,265 @@
+/* The compiled half of board.py: a seat at a board, for those who come often. It does what Board's methods of the same
+ * names do in Python, on the same memory, so cards with and without it meet at one board.
+ *
+ * It is built where there is a C compiler, and left out where there is none. Only CPython's stable interface is used.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <limits.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LOOKS 16    /* at the stamps between two looks at the clock */
+#define BLOCK 512   /* elements that are added up at a time: their total stays in the first-level cache */
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer memory; /* keeps it mapped */
+    Py_ssize_t rank, world_size, slot, spins;
+    uint32_t *bell;
+    uint8_t *asleep;
+    uint64_t *stamps[2];
+    uint8_t *slots[2];
+} Seat;
+
+static int all_here(const Seat *seat, int half, uint64_t stamp, Py_ssize_t from) {
+    for (Py_ssize_t r = from; r < seat->world_size; r++)
+        if (__atomic_load_n(&seat->stamps[half][r], __ATOMIC_ACQUIRE) != stamp) return 0;
+    return 1;
+}
+
+static int somebody_sleeps(const Seat *seat) {
+    for (Py_ssize_t r = 0; r < seat->world_size; r++)
+        if (__atomic_load_n(&seat->asleep[r], __ATOMIC_RELAXED)) return 1;
+    return 0;
+}
+
+/* Stamp; the last to come wakes those who sleep. Between the store and the loads there is a full fence. */
+static int stamp_and_look(Seat *seat, int half, uint64_t stamp) {
+    __atomic_store_n(&seat->stamps[half][seat->rank], stamp, __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    int here = all_here(seat, half, stamp, 0);
+    if (here && somebody_sleeps(seat)) {
+        __atomic_fetch_add(seat->bell, 1, __ATOMIC_SEQ_CST);
+        syscall(SYS_futex, seat->bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    }
+    return here;
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int watch(const Seat *seat, int half, uint64_t stamp, double seconds) {
+    for (Py_ssize_t i = 0; i < seat->spins; i++) {
+        if (all_here(seat, half, stamp, 0)) return 1;
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    }
+    double end = now() + seconds;
+    do {
+        for (int i = 0; i < LOOKS; i++) {
+            if (all_here(seat, half, stamp, 0)) return 1;
+            sched_yield();
+        }
+    } while (now() < end);
+    return 0;
+}
+
+#define FOLD(NAME, TYPE)                                                                             \
+    static void NAME(const uint8_t *slots, Py_ssize_t slot, Py_ssize_t n, uint8_t *into, Py_ssize_t nbytes) { \
+        Py_ssize_t count = nbytes / (Py_ssize_t)sizeof(TYPE);                                        \
+        TYPE total[BLOCK];                                                                           \
+        for (Py_ssize_t at = 0; at < count; at += BLOCK) {                                           \
+            Py_ssize_t some = count - at < BLOCK ? count - at : BLOCK;                               \
+            memcpy(total, slots + at * sizeof(TYPE), some * sizeof(TYPE));                           \
+            for (Py_ssize_t r = 1; r < n; r++) {                                                     \
+                const TYPE *row = (const TYPE *)(slots + r * slot) + at;                             \
+                for (Py_ssize_t i = 0; i < some; i++) total[i] += row[i];                            \
+            }                                                                                        \
+            memcpy(into + at * sizeof(TYPE), total, some * sizeof(TYPE));                            \
+        }                                                                                            \
+    }
+
+FOLD(fold_f, float)
+FOLD(fold_d, double)
+FOLD(fold_i, uint32_t) /* wraps around, as int32 does in numpy */
+FOLD(fold_l, uint64_t)
+
+static int fold(const Seat *seat, int set, int kind, uint8_t *into, Py_ssize_t nbytes) {
+    const uint8_t *slots = seat->slots[set];
+    switch (kind) {
+    case 'f': fold_f(slots, seat->slot, seat->world_size, into, nbytes); return 0;
+    case 'd': fold_d(slots, seat->slot, seat->world_size, into, nbytes); return 0;
+    case 'i': fold_i(slots, seat->slot, seat->world_size, into, nbytes); return 0;
+    case 'l': fold_l(slots, seat->slot, seat->world_size, into, nbytes); return 0;
+    }
+    PyErr_Format(PyExc_ValueError, "kind %d must be one of f, d, i, l", kind);
+    return -1;
+}
+
+static int whole(PyObject *value, int least, int most, int *result) {
+    long number = PyLong_AsLong(value);
+    if (number == -1 && PyErr_Occurred()) return -1;
+    if (number < least || number > most) {
+        PyErr_Format(PyExc_ValueError, "%ld must be %d to %d", number, least, most);
+        return -1;
+    }
+    *result = (int)number;
+    return 0;
+}
+
+static int expect(const char *what, Py_ssize_t given, Py_ssize_t wanted) {
+    if (given == wanted) return 0;
+    PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, not %zd", what, wanted, given);
+    return -1;
+}
+
+/* come(half, stamp) -> bool: say that this card has written its slot; whether all have come. */
+static PyObject *seat_come(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+    int half;
+    if (expect("come", nargs, 2) || whole(args[0], 0, 1, &half)) return NULL;
+    uint64_t stamp = PyLong_AsUnsignedLongLong(args[1]);
+    if (PyErr_Occurred()) return NULL;
+    return PyBool_FromLong(stamp_and_look((Seat *)self, half, stamp));
+}
+
+/* watch(half, stamp, seconds) -> bool: whether all have come within that time. */
+static PyObject *seat_watch(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+    Seat *seat = (Seat *)self;
+    int half, here;
+    if (expect("watch", nargs, 3) || whole(args[0], 0, 1, &half)) return NULL;
+    uint64_t stamp = PyLong_AsUnsignedLongLong(args[1]);
+    if (PyErr_Occurred()) return NULL;
+    double seconds = PyFloat_AsDouble(args[2]);
+    if (PyErr_Occurred()) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    here = watch(seat, half, stamp, seconds);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(here);
+}
+
+/* The array that a call is given as its address, or as an object with a writable, contiguous buffer. */
+static uint8_t *array_at(PyObject *given, Py_ssize_t nbytes) {
+    if (PyLong_Check(given)) return PyLong_AsVoidPtr(given);
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(given, &buffer, PyBUF_WRITABLE)) return NULL;
+    uint8_t *address = buffer.buf;
+    Py_ssize_t there = buffer.len;
+    PyBuffer_Release(&buffer); /* the caller keeps it alive */
+    if (there == nbytes) return address;
+    PyErr_Format(PyExc_ValueError, "the array has %zd bytes, not %zd", there, nbytes);
+    return NULL;
+}
+
+/* all_reduce(set, half, stamp, seconds, kind, data, nbytes) -> bool: the array's bytes into this card's slot, come,
+ * watch, add up all slots into the array. False: not all have come in time, nothing is added up. */
+static PyObject *seat_all_reduce(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+    Seat *seat = (Seat *)self;
+    int set, half, kind, here;
+    if (expect("all_reduce", nargs, 7) || whole(args[0], 0, 1, &set) || whole(args[1], 0, 1, &half)) return NULL;
+    if (whole(args[4], 0, 127, &kind)) return NULL;
+    uint64_t stamp = PyLong_AsUnsignedLongLong(args[2]);
+    if (PyErr_Occurred()) return NULL;
+    double seconds = PyFloat_AsDouble(args[3]);
+    if (PyErr_Occurred()) return NULL;
+    Py_ssize_t nbytes = PyLong_AsSsize_t(args[6]);
+    if (PyErr_Occurred()) return NULL;
+    uint8_t *data = array_at(args[5], nbytes);
+    if (PyErr_Occurred()) return NULL;
+    if (nbytes < 0 || nbytes > seat->slot) {
+        PyErr_Format(PyExc_ValueError, "%zd bytes must be 0 to %zd, what a slot holds", nbytes, seat->slot);
+        return NULL;
+    }
+    memcpy(seat->slots[set] + seat->rank * seat->slot, data, nbytes);
+    here = stamp_and_look(seat, half, stamp);
+    if (!here) {
+        Py_BEGIN_ALLOW_THREADS
+        here = watch(seat, half, stamp, seconds);
+        Py_END_ALLOW_THREADS
+    }
+    if (here && fold(seat, set, kind, data, nbytes)) return NULL;
+    return PyBool_FromLong(here);
+}
+
+/* fold(set, kind, data, nbytes): add up all slots into the array. */
+static PyObject *seat_fold(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+    int set, kind;
+    if (expect("fold", nargs, 4) || whole(args[0], 0, 1, &set) || whole(args[1], 0, 127, &kind)) return NULL;
+    Py_ssize_t nbytes = PyLong_AsSsize_t(args[3]);
+    if (PyErr_Occurred()) return NULL;
+    uint8_t *data = array_at(args[2], nbytes);
+    if (PyErr_Occurred()) return NULL;
+    if (fold((Seat *)self, set, kind, data, nbytes)) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Seat(memory, rank, world_size, slot, asleep, stamps_0, stamps_1, slots_0, slots_1, spins): offsets in bytes. */
+static PyObject *seat_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"memory", "rank", "world_size", "slot", "asleep", "stamps_0", "stamps_1", "slots_0", "slots_1", "spins", NULL};
+    PyObject *memory;
+    Py_ssize_t rank, n, slot, asleep, stamps[2], slots[2], spins;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Onnnnnnnnn", names, &memory, &rank, &n, &slot, &asleep,
+                                     &stamps[0], &stamps[1], &slots[0], &slots[1], &spins))
+        return NULL;
+    Seat *seat = (Seat *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (seat == NULL) return NULL;
+    if (PyObject_GetBuffer(memory, &seat->memory, PyBUF_SIMPLE | PyBUF_WRITABLE)) {
+        Py_DECREF(seat);
+        return NULL;
+    }
+    uint8_t *base = seat->memory.buf;
+    seat->rank = rank, seat->world_size = n, seat->slot = slot, seat->spins = spins;
+    seat->bell = (uint32_t *)base;
+    seat->asleep = base + asleep;
+    for (int i = 0; i < 2; i++) {
+        seat->stamps[i] = (uint64_t *)(base + stamps[i]);
+        seat->slots[i] = base + slots[i];
+        if (stamps[i] < 0 || slots[i] < 0 || stamps[i] + 8 * n > seat->memory.len || slots[i] + n * slot > seat->memory.len) {
+            PyErr_SetString(PyExc_ValueError, "the board does not lie within its memory");
+            Py_DECREF(seat);
+            return NULL;
+        }
+    }
+    return (PyObject *)seat;
+}
+
+static void seat_dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyBuffer_Release(&((Seat *)self)->memory);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef methods[] = {
+    {"come", (PyCFunction)(void (*)(void))seat_come, METH_FASTCALL, NULL},
+    {"watch", (PyCFunction)(void (*)(void))seat_watch, METH_FASTCALL, NULL},
+    {"all_reduce", (PyCFunction)(void (*)(void))seat_all_reduce, METH_FASTCALL, NULL},
+    {"fold", (PyCFunction)(void (*)(void))seat_fold, METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+static PyType_Slot slots[] = {
+    {Py_tp_new, seat_new}, {Py_tp_dealloc, seat_dealloc}, {Py_tp_methods, methods}, {0, NULL},
+};
+static PyType_Spec spec = {"superpod.interconnect._board.Seat", sizeof(Seat), 0, Py_TPFLAGS_DEFAULT, slots};
+
+static int fill(PyObject *module) {
+    PyObject *type = PyType_FromSpec(&spec);
+    int failed = type == NULL || PyModule_AddObjectRef(module, "Seat", type);
+    Py_XDECREF(type);
+    return failed ? -1 : 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, fill}, {0, NULL}};
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_board", NULL, 0, NULL, module_slots, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__board(void) { return PyModuleDef_Init(&module); }

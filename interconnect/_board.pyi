@@ -1,0 +1,24 @@
+from typing import Any
+
+class Seat:
+    """A card's seat at a board; offsets in bytes from the beginning of its memory. See _board.c."""
+
+    def __init__(
+        self,
+        memory: memoryview,
+        rank: int,
+        world_size: int,
+        slot: int,
+        asleep: int,
+        stamps_0: int,
+        stamps_1: int,
+        slots_0: int,
+        slots_1: int,
+        spins: int,
+    ) -> None: ...
+    def come(self, half: int, stamp: int, /) -> bool: ...
+    def watch(self, half: int, stamp: int, seconds: float, /) -> bool: ...
+    def all_reduce(
+        self, slots: int, half: int, stamp: int, seconds: float, kind: int, data: Any, nbytes: int, /
+    ) -> bool: ...
+    def fold(self, slots: int, kind: int, data: Any, nbytes: int, /) -> None: ...

@@ -1,0 +1,162 @@
+"""The short way for an all_reduce that is made again and again: the same results, records, errors and order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from superpod.collectives.communicator import Communicator
+from superpod.interconnect import board
+from superpod.interconnect.errors import CollectiveMismatch, InvalidValue, PeerLost, RemoteError
+from superpod.launcher.testing import run_ranks
+
+pytestmark = pytest.mark.skipif(not board.possible(), reason="boards need x86-64, futex and memfd_create")
+
+ENV = {"SUPERPOD_LINK": "shm"}
+CODES = ["compiled", "plain"]
+OPERATIONS = [("sum", "f4"), ("sum", "f8"), ("sum", "i4"), ("sum", "u8"), ("sum", "i1"), ("sum", "c8"), ("avg", "f4")]
+OPERATIONS += [("min", "f4"), ("max", "i2"), ("product", "c16"), ("bxor", "u4"), ("sum", ">f4"), ("sum", "f2")]
+
+
+def on(n: int, card: Callable[..., Any], code: str, *args: Any) -> list[Any]:
+    """`card(comm, *args)` on n cards, with or without compiled code."""
+
+    def begin(comm: Communicator) -> Any:
+        if code == "plain":
+            board.Seat = None  # type: ignore[assignment, misc]  # in this process, which ends with the job
+        return card(comm, *args)
+
+    if code == "compiled" and board.Seat is None:
+        pytest.skip("superpod was installed without a C compiler")
+    return run_ranks(n, begin, env=ENV)
+
+
+def numbers(rank: int, turn: int, count: int, dtype: str) -> Any:
+    rng = np.random.default_rng(100 * rank + turn)
+    with np.errstate(all="ignore"):
+        return (rng.standard_normal(count) * 10.0 ** rng.integers(-6, 6, count)).astype(dtype)
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("n", [2, 5])
+def test_every_call_has_the_bits_of_the_first(n: int, code: str) -> None:
+    """The first call goes the long way; those that ask for something, here an algorithm, always do."""
+
+    def card(comm: Communicator) -> int:
+        taken = 0
+        for op, dtype in OPERATIONS:
+            for count in (0, 1, 3, 1000, 30_000):
+                for turn in range(3):
+                    own = numbers(comm.rank, turn, count, dtype)
+                    by = comm._engine.algorithm_for("all_reduce", max(own.nbytes, 4 * count))
+                    long = comm.all_reduce(own.copy(), op, algorithm=by)
+                    assert comm.all_reduce(own, op).tobytes() == long.tobytes(), (op, dtype, count, turn)
+                taken += (op, id(own.dtype), count) in comm._engine.expresses
+        return taken
+
+    taken = on(n, card, code)
+    assert taken == [5 * (len(OPERATIONS) - 2)] * n  # all but foreign byte order and what is added up in float32
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_arrays_that_do_not_lie_flat_go_the_long_way(code: str) -> None:
+    def card(comm: Communicator) -> None:
+        comm.all_reduce(np.ones(6, np.float32))
+        wide = np.ones((6, 2), np.float32)
+        comm.all_reduce(wide[:, 0])
+        assert wide.tolist() == [[2, 1]] * 6
+        square = np.ones((2, 3), np.float32)
+        assert comm.all_reduce(square) is square
+        assert square.tolist() == [[2, 2, 2]] * 2
+        square.flags.writeable = False
+        with pytest.raises(InvalidValue, match="read-only"):
+            comm.all_reduce(square)
+
+    on(2, card, code)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_calls_are_recorded_and_counted(code: str) -> None:
+    def card(comm: Communicator) -> tuple[list[Any], list[Any]]:
+        array = np.ones(4, np.float32)
+        for _ in range(5):
+            comm.all_reduce(array)
+        records = comm._engine._recorder.records()
+        rows = [(r["operation"], r["calls"], r["bytes"]) for r in comm._engine.statistics.rows()]
+        return [(r.number, r.call, r.state, r.place.rpartition(":")[0]) for r in records], rows
+
+    for records, rows in on(2, card, code):
+        text = "all_reduce(4 × float32, sum) by one_shot"
+        place = f"card() at {__file__.rpartition('/tests/')[2]}"
+        assert [(n, call, state) for n, call, state, _ in records] == [(i, text, "done") for i in range(5)]
+        assert all(where.endswith(place.removeprefix("card() at ")) for *_, where in records)
+        assert rows == [("all_reduce", 5, 5 * 16)]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_it_waits_for_what_was_issued_before(code: str) -> None:
+    def card(comm: Communicator) -> None:
+        array = np.ones(4, np.float32)
+        comm.all_reduce(array)
+        for _ in range(50):
+            array[:] = 1
+            work = comm.all_reduce(array, async_op=True)
+            other = comm.all_reduce(np.full(4, 3, np.float32))
+            work.wait()
+            assert array.tolist() == [2.0] * 4
+            assert other.tolist() == [6.0] * 4
+
+    on(2, card, code)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_call_that_differs_is_noticed(code: str) -> None:
+    def card(comm: Communicator) -> str:
+        comm.all_reduce(np.ones(4, np.float32))
+        comm.all_reduce(np.ones(5, np.float32))
+        with pytest.raises(CollectiveMismatch) as raised:
+            comm.all_reduce(np.ones(4 + comm.rank, np.float32))
+        return str(raised.value)
+
+    words = [f"all_reduce({count} × float32, sum) by one_shot (#2)" for count in (4, 5)]
+    assert all(word in text for text in on(2, card, code) for word in words)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_card_that_dies_is_named(code: str) -> None:
+    def card(comm: Communicator) -> tuple[str, float]:
+        array = np.ones(4, np.float32)
+        for _ in range(3):
+            comm.all_reduce(array)
+        if comm.rank == 2:
+            comm.close()
+            return "", 0.0
+        start = time.monotonic()
+        with pytest.raises((PeerLost, RemoteError)) as raised:
+            comm.all_reduce(array)
+        with pytest.raises((PeerLost, RemoteError)):
+            comm.all_reduce(array)
+        return str(raised.value), time.monotonic() - start
+
+    *others, _ = on(3, card, code)
+    assert all("rank 2" in text and seconds < 5 for text, seconds in others)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_it_ends_with_its_group(code: str) -> None:
+    def card(comm: Communicator) -> int:
+        group = comm.group(range(comm.world_size))
+        assert group is not None
+        for one in (comm, group):
+            for _ in range(2):
+                one.all_reduce(np.ones(4, np.float32))
+        group.close()
+        with pytest.raises(Exception, match="closed group"):
+            group.all_reduce(np.ones(4, np.float32))
+        return int(comm.all_reduce(np.ones(4, np.float32))[0])
+
+    assert on(2, card, code) == [2, 2]
