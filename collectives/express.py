@@ -9,26 +9,42 @@ from __future__ import annotations
 
 import time
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from superpod.collectives.agreement import Agreement
 from superpod.collectives.call import Prepared
 from superpod.collectives.execute import Array
 from superpod.collectives.fused import Task
 from superpod.collectives.operations import Operation
 from superpod.collectives.places import Caller
+from superpod.collectives.select import Choice
+from superpod.collectives.statistics import Statistics
 from superpod.collectives.table import Table
+from superpod.collectives.work import Worker
 from superpod.interconnect.board import KINDS
 
-if TYPE_CHECKING:
-    from superpod.collectives.engine import Engine
+
+class Host(Protocol):
+    """The engine whose calls these are."""
+
+    order: Any
+    meeting: int
+    worker: Worker
+    agreement: Agreement
+    statistics: Statistics
+    timeout: float
+    last: Choice | None
+    world_size: int
+
+    def fail(self, error: BaseException, text: str) -> None: ...
 
 
 class Express:
     """One kind of call, ready: of one length, dtype and operation."""
 
-    def __init__(self, engine: Engine, prepared: Prepared, table: Table, op: Operation) -> None:
+    def __init__(self, engine: Host, prepared: Prepared, table: Table, op: Operation) -> None:
         """`prepared`: the call, which is fused; `table`: of all its ranks; `op` adds up in the array's dtype."""
         self._engine, self._agreement, self._table = engine, engine.agreement, table
         self._prepared, self._op = prepared, op
