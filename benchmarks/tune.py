@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,11 @@ from superpod.benchmarks.tune_rules import Measured, Times, for_any_size, micros
 from superpod.collectives import algorithms, tuning
 from superpod.collectives.schedule import REDUCING
 from superpod.collectives.select import Selector
+from superpod.collectives.selection import Selection
 from superpod.interconnect.board import possible as boards_possible
 from superpod.interconnect.env import COLLECTIVES
 from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.host import cores
 from superpod.interconnect.shm_link import possible as shm_possible
 from superpod.interconnect.units import parse_seconds, parse_size, size_text
 
@@ -37,7 +40,6 @@ it, and what was not measured is left to the built-in table. Tuning again replac
 
 SUPERPOD_TUNING=off sets the table aside, SUPERPOD_TUNING=FILE takes another one."""
 
-_LINKS = ("shm", "zmq")
 Found = dict[tuple[str, str, int], dict[int, Measured]]
 """(link, collective, world size) → size → times."""
 
@@ -46,7 +48,7 @@ def main(argv: Sequence[str], command: list[str]) -> int:
     """The subcommand; `command` is the whole command line, for the file. Raises InvalidValue, JobFailed."""
     args = _parser().parse_args(argv)
     names = choose("collective", args.collectives, COLLECTIVES)
-    links = choose("--link", args.link or ("shm,zmq" if shm_possible() else "zmq"), _LINKS)
+    links = choose("--link", args.link or ("shm,zmq" if shm_possible() else "zmq"), tuning.LINKS)
     worlds, path = plan.worlds(args.cards), args.output or tuning.cached()
     if path is None:
         raise InvalidValue("there is no home directory and so no cache; say where the table is to go: -o FILE")
@@ -107,7 +109,7 @@ def _run(
                     try:
                         found[link, series.collective, world_size] = _measured(stage, todo, series, link, turns, until)
                     except WrongResults as error:
-                        print(f"# {error}", flush=True)
+                        print(f"superpod-bench: {error}; no table is written of it", file=sys.stderr)
                         return 1
             _write(path, found, command)
     print(
@@ -126,7 +128,7 @@ def _measured(stage: Stage, todo: Plan, series: Series, link: str, turns: int, u
     names, n = algorithms.names(series.collective), stage.world_size
     print(f"#\n# {series.collective}: nranks {n} link {link}; median of {turns} turns in us ± half the quartile range")
     print("#" + _cells("size", "fastest", "second", "third", "built-in")[1:], flush=True)
-    found: dict[int, Measured] = {}
+    found, at_least = dict[int, Measured](), dict[str, float]()
     counts = todo.counts(series, n)
     for k, count in enumerate(counts):
         if k and time.monotonic() >= until:
@@ -135,20 +137,20 @@ def _measured(stage: Stage, todo: Plan, series: Series, link: str, turns: int, u
         seconds = max(0.1, (until - time.monotonic()) / (len(counts) - k))
         what = {"collective": series.collective, "count": count, "dtype": series.dtype, "op": series.op, "root": 0}
         nbytes = count * 4 if series.collective != "barrier" else 1
-        found[nbytes] = one = measure(stage, names, what, turns, seconds)
+        found[nbytes] = one = measure(stage, names, what, turns, seconds, at_least)
+        at_least |= {name: times.low for name, times in one.items()}
         best = sorted(one, key=lambda name: one[name])[:3]
         usual = built_in(link, series.collective, n, nbytes, fixed_order=False)
-        print(
-            _cells(size_text(nbytes), *(_time(name, one[name]) for name in best), _time(usual, one[usual])), flush=True
-        )
+        print(_cells(size_text(nbytes), *(_time(name, one.get(name)) for name in (*best, usual))), flush=True)
     for rule in _rules(link, series.collective, n, found, fixed_order=False):
         print(f"# up to {size_text(rule['nbytes']) if rule['nbytes'] < 1 << 60 else 'any size'}: {rule['algorithm']}")
     return found
 
 
 def built_in(link: str, collective: str, n: int, nbytes: int, *, fixed_order: bool) -> str:
-    """What would be chosen without a table, on a machine of few cores."""
-    selector = Selector({}, board=link == "shm" and boards_possible(), deterministic=fixed_order)
+    """What is chosen here without a table."""
+    selection = Selection(own_cores=n <= cores())
+    selector = Selector({}, board=link == "shm" and boards_possible(), deterministic=fixed_order, selection=selection)
     return selector.choose(collective, nbytes, n).algorithm
 
 
@@ -177,7 +179,7 @@ def _write(path: Path, found: Found, command: list[str]) -> None:
     old = _before(path)
     rows += [row for row in old.rows if _case(row) not in found] if old else []
     figures += [row for row in old.measured if _case(row) not in found] if old else []
-    order = [(link, collective) for link in _LINKS for collective in CASES]
+    order = [(link, collective) for link in tuning.LINKS for collective in CASES]
     for some in (rows, figures):
         some.sort(
             key=lambda row: (order.index(_case(row)[:2]), row.get("fixed_order", False), row["ranks"], row["nbytes"])
@@ -202,7 +204,9 @@ def _before(path: Path) -> tuning.TuningFile | None:
     return old if not old.unfit() else None
 
 
-def _time(name: str, times: Times) -> str:
+def _time(name: str, times: Times | None) -> str:
+    if times is None:
+        return f"{name} left out"
     return f"{name} {microseconds(times.median):,.{1 if times.median < 1e-3 else 0}f} ±{times.noise:.0%}"
 
 

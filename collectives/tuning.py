@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from superpod import __version__
-from superpod.interconnect.env import COLLECTIVES, LINKS, cache_directory
+from superpod.interconnect.env import COLLECTIVES, cache_directory
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.host import cores, cpu_name
 
 FORMAT = 1
+LINKS = ("shm", "zmq")
 _FIELDS = ("link", "collective", "fixed_order", "ranks", "nbytes", "algorithm")
 _RULE = '{"link":'  # how the line of a rule begins
 
@@ -146,14 +147,13 @@ def read(path: Path) -> TuningFile:
         for row, line in zip(rows, numbers, strict=True):
             key, rule = _checked(row, line)
             rules[key] = (*rules.get(key, ()), rule)
-        return TuningFile(
-            Tuning(str(path), rules), dict(data["machine"]), str(data["superpod"]), rows, data["measured"]
-        )
+        measured = [_checked_figures(row) for row in data["measured"]]
+        return TuningFile(Tuning(str(path), rules), dict(data["machine"]), str(data["superpod"]), rows, measured)
     except OSError as error:
         raise InvalidValue(f"{path} cannot be read ({error.strerror}); {way_out}") from error
     except KeyError as error:
         raise InvalidValue(f"{path} is no tuned table (it lacks {error}); {way_out}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise InvalidValue(f"{path} is no tuned table ({error}); {way_out}") from error
 
 
@@ -168,3 +168,13 @@ def _checked(row: Row, line: int) -> tuple[Key, TunedRule]:
     if not isinstance(name, str) or collective not in COLLECTIVES:
         raise InvalidValue(f"{where}: there is no such collective or algorithm")
     return (link, collective, fixed_order), TunedRule(ranks, nbytes, name, line)
+
+
+def _checked_figures(row: Row) -> Row:
+    """A row of what was measured. Raises ValueError, KeyError or TypeError for what cannot be one."""
+    figures = [float(part) for times in row["us"].values() for part in times]
+    if row["link"] not in LINKS or row["collective"] not in COLLECTIVES or not figures or min(figures) <= 0:
+        raise InvalidValue(f"what was measured is none of {row['collective']} over {row['link']}")
+    if not (isinstance(row["ranks"], int) and isinstance(row["nbytes"], int) and min(row["ranks"], row["nbytes"]) > 0):
+        raise InvalidValue(f"ranks={row['ranks']!r} and nbytes={row['nbytes']!r} must be whole numbers above 0")
+    return row

@@ -107,12 +107,19 @@ class FakeStage:
 class TestMeasure:
     def test_the_slow_leave_and_the_others_take_turns(self) -> None:
         stage = FakeStage(fast=0.1, second=0.15, third=0.3, last=0.6)
-        found = measure(stage, ("fast", "second", "third", "last"), CASE, 4, budget=6.0)
+        found = measure(stage, ("fast", "second", "third", "last"), CASE, 4, budget=6.1)
         assert {name: times.median for name, times in found.items()} == stage._seconds
         turns = [name for name, _, check in stage.asked if not check]
         assert turns == ["fast", "second", "third"] * 2 + ["fast", "second"] * 2
         assert [check for _, _, check in stage.asked[:4]] == [True] * 4
         assert [calls for name, calls, check in stage.asked if name == "fast" and not check] == [5, 5, 7, 7]
+
+    def test_who_was_slower_for_less_than_others_are_now_is_left_out(self) -> None:
+        stage = FakeStage(a=1.0, b=0.02, c=0.03)
+        found = measure(stage, "abc", CASE, 1, budget=1.0, at_least={"a": 0.09, "b": 0.01, "c": 0.07})
+        assert set(found) == {"b", "c"}
+        assert [name for name, _, check in stage.asked if check] == ["b", "c"]
+        assert set(measure(stage, "abc", CASE, 1, budget=1.0, at_least={"a": 0.08})) == {"a", "b", "c"}
 
     def test_a_short_call_gets_a_second_chance(self) -> None:
         stage = FakeStage(a=0.001, b=0.004)

@@ -80,13 +80,26 @@ class TestFile:
         [
             *({"ranks": value} for value in (0, -1, "8", 2.5, None)),
             *({"nbytes": value} for value in (-1, "8", None)),
-            {"link": "tcp"}, {"collective": "allreduce"}, {"fixed_order": "no"}, {"algorithm": None},
+            {"link": "auto"}, {"collective": "allreduce"}, {"fixed_order": "no"}, {"algorithm": None},
         ],
     )  # fmt: skip
     def test_a_rule_that_makes_no_sense_is_refused(self, tmp_path: Path, wrong: dict[str, object]) -> None:
         path = write(tmp_path / "t.json", {"algorithm": "ring", **wrong})
         with pytest.raises(InvalidValue, match=rf"{path} is no tuned table \(rule .* in line 5"):
             tuning.read(path)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            *({"us": value} for value in (None, {}, {"ring": 7}, {"ring": ["x"]}, {"ring": [0.0]})),
+            {"link": "auto"}, {"collective": "x"}, {"ranks": "8"}, {"nbytes": 0},
+        ],
+    )  # fmt: skip
+    def test_figures_that_make_no_sense_are_refused(self, tmp_path: Path, wrong: dict[str, object]) -> None:
+        row = {"collective": "all_reduce", "link": "shm", "ranks": 2, "nbytes": 8, "us": {"ring": [1.0, 1.0, 1.0]}}
+        assert tuning.read(write(tmp_path / "t.json", RULES[0], measured=[row])).measured == [row]
+        with pytest.raises(InvalidValue, match=r"t.json is no tuned table \("):
+            tuning.read(write(tmp_path / "t.json", RULES[0], measured=[row | wrong]))
 
     def test_no_file_and_no_text(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidValue, match=r"none.json cannot be read \(No such file or directory\); make it anew"):
