@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from superpod.benchmarks import compare, ddp, job, launch, peers, plan, plots, suite, turns
+from superpod.benchmarks import compare, ddp, explain, job, launch, peers, plan, plots, suite, tune, turns
 from superpod.benchmarks.options import add_peers, add_shared, checked
 from superpod.benchmarks.plan import Plan
 from superpod.benchmarks.point_to_point import EVERY, POINT_TO_POINT
@@ -28,10 +28,15 @@ Measure collectives on cards of this machine, with nccl-tests' options and colum
   superpod-bench all -n 2,8,64 --peers gloo,openmpi,mpich    in turn with other programs, in one run
   superpod-bench latency --peers openmpi              between two cards; likewise bandwidth
   superpod-bench launch | ddp                         starting a job; training steps
+  superpod-bench tune                                 measure which algorithms suit this machine, for superpod-run
+  superpod-bench all_reduce -n 8 --explain            which algorithm is chosen for each size, and why
   superpod-bench plot results.json -o picture.svg     pictures of a file of -J
   superpod-bench compare old.json new.json            fails when something became slower
 
 Exit code: 0, 1 when a result is wrong or a card fails, 2 for arguments that break a rule."""
+
+
+_SUBCOMMANDS = {"launch": launch.main, "ddp": ddp.main, "tune": tune.main}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["compare"]:
             return compare.main(arguments[1:])
         Selector(Settings.read().overrides)  # all cards of all jobs would complain of the same wrong variable
-        if arguments[:1] in (["launch"], ["ddp"]):
-            subcommand = launch.main if arguments[0] == "launch" else ddp.main
+        if arguments and (subcommand := _SUBCOMMANDS.get(arguments[0])) is not None:
             return subcommand(arguments[1:], command)
         return _collectives(_parser().parse_args(arguments), command)
     except InvalidValue as error:
@@ -70,6 +74,8 @@ def _collectives(args: argparse.Namespace, command: list[str]) -> int:
     """Collectives and messages: superpod by itself, or in turn with others."""
     between_two = [name for name in args.collective.split(",") if name in POINT_TO_POINT]
     todo, worlds = _plan(args), plan.worlds(args.cards or ("2" if between_two else "8"))
+    if args.explain:
+        return explain.run(todo, worlds, args.link)
     output = Output(args.json, args.csv, command)
     if not args.peers and not between_two:
         return suite.run(todo, worlds, link=args.link, output=output)
@@ -110,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     enough = "time fewer calls, but three, where they would take longer than this (default 1s)"
     add("--budget", type=checked(parse_seconds), default=1.0, metavar="SECONDS", help=enough)
     add("-c", "--check", type=int, choices=(0, 1), default=1, help="check the results (default 1)")
+    add("--explain", action="store_true", help="measure nothing: say which algorithms would be chosen, and why")
     averages = ", ".join(f"{number}: {text}" for number, text in enumerate(plan.AVERAGES))
     add("-a", "--average", type=int, choices=range(4), default=3, help=f"which time to print: {averages} (default 3)")
     return parser

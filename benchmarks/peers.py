@@ -59,18 +59,19 @@ class Field:
 
     def superpod(self, stage: Stage) -> tuple[list[str], dict[str, str]]:
         """(command, variables) of superpod on numpy arrays."""
-        return self._superpod(
+        return self.on_cards(
             stage, "superpod_player", ("superpod.benchmarks.player", "superpod.collectives.communicator")
         )
 
     def superpod_torch(self, stage: Stage, module: str, backends: str) -> tuple[list[str], dict[str, str]]:
         """(command, variables) of a module of superpod's with backends of torch, on cards of superpod-run."""
         preload = ("torch", "superpod.collectives.torch_backend", "superpod.benchmarks.player")
-        return self._superpod(stage, module, preload, backends)
+        return self.on_cards(stage, module, preload, backends)
 
-    def _superpod(
+    def on_cards(
         self, stage: Stage, module: str, preload: tuple[str, ...], *arguments: str
     ) -> tuple[list[str], dict[str, str]]:
+        """(command, variables) of a module of superpod's on cards of superpod-run that share what is in `preload`."""
         command = [sys.executable, "-c", LAUNCHER, "-n", str(stage.world_size), "--no-preload"]
         command += [f"--preload={shared}" for shared in preload]
         return [*command, "-m", f"superpod.benchmarks.{module}", stage.path, *arguments], {"SUPERPOD_LINK": self.link}

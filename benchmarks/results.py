@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.host import cores, cpu_name
 
 Row = dict[str, Any]
 
@@ -27,8 +27,8 @@ def describe(command: list[str]) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(Path(__file__).resolve()),
         "machine": {
-            "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cpu": cpu_name(),
+            "cores": cores(),
             "memory_bytes": memory("MemTotal"),
             "system": f"{platform.system()} {platform.release()}",
         },
@@ -113,13 +113,6 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in flat for name in row)))
         writer.writeheader()
         writer.writerows(flat)
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith(("model name", "Model")):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def _version(package: str) -> str | None:

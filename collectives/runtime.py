@@ -14,6 +14,7 @@ from superpod.collectives.engine import Engine
 from superpod.collectives.recorder import Recorder
 from superpod.collectives.reporter import Reporter, flight
 from superpod.collectives.select import Selector
+from superpod.collectives.selection import Selection, tuned_link
 from superpod.collectives.statistics import Statistics
 from superpod.interconnect.board import possible
 from superpod.interconnect.control import AbortFlag
@@ -46,6 +47,7 @@ class Runtime:
         reporter: Reporter | None = None,
         store: LauncherStore | None = None,
         clock: Clock | None = None,
+        selection: Selection = Selection(),  # noqa: B008  # frozen
     ) -> None:
         self.mesh = mesh
         self.clock = clock
@@ -55,7 +57,13 @@ class Runtime:
         self.world_size = world_size
         self.statistics = Statistics(mesh.rank, settings.directory)
         self._board = mesh.link.name == "shm" and possible() and not settings.time_scale
-        self._selector = Selector(settings.overrides, board=self._board, deterministic=settings.deterministic)
+        self._selector = Selector(
+            settings.overrides,
+            board=self._board,
+            deterministic=settings.deterministic,
+            link=tuned_link(mesh.link.name, settings),
+            selection=selection,
+        )
         self._store = store
         if settings.debug == "info":
             _log_to_stderr()
@@ -71,7 +79,8 @@ class Runtime:
             InvalidValue: there are several cards and no store, or a setting makes no sense.
         """
         # a wrong override is told before anything is opened
-        Selector(settings.overrides, deterministic=settings.deterministic)
+        selection = Selection.of_card(settings)
+        Selector(settings.overrides, deterministic=settings.deterministic, selection=selection)
         clock = _clock(settings, place)
         link = _link(settings, place)
         with contextlib.ExitStack() as opened:
@@ -88,7 +97,7 @@ class Runtime:
             recorder, reporter = flight.of_process(place.rank, settings)
             reporter.publish(book)
             mesh = _mesh(link if clock is None else clock.shaped(link, settings.time_scale), book, settings, abort)
-            runtime = Runtime(mesh, settings, place.world_size, recorder, reporter, store, clock)
+            runtime = Runtime(mesh, settings, place.world_size, recorder, reporter, store, clock, selection)
             opened.pop_all()
         return runtime
 

@@ -5,6 +5,13 @@ a card 40 µs of processor time, and 200 µs where 64 cards take turns. Most all
 in all; a star in the fewest wake-ups, a binomial tree in as few messages. BOARD is for cards of one host, in shared
 memory. The thresholds were measured on 2 cores with 2 to 64 ranks (benchmarks/LOG.md); beyond that they are guesses.
 
+Where every card has a core of its own, ranks work at once and steps count: OWN_CORES and OWN_CORES_BOARD replace what
+that changes. Up to 2 ranks they are measured, beyond that modelled: messages by superpod-sim on this-host.toml without
+`cores`, which makes every card a machine of its own; boards by arithmetic, a second meeting of 8 µs against n − 2 more
+arrays to read at 16 GB/s. superpod-run counts the cores, once for all cards; what is started otherwise gets TABLE.
+
+Before all of these come a tuned table (tuning.py), and before that what the user asks for.
+
 With SUPERPOD_DETERMINISTIC=1 only algorithms that add up in the order of the ranks are chosen: then results have the
 same bits whatever the size, the link and the algorithm.
 """
@@ -22,6 +29,8 @@ from superpod.collectives.algorithms import Algorithm
 from superpod.collectives.hosts import Layout
 from superpod.collectives.schedule import REDUCING
 from superpod.collectives.select_hosts import between_hosts
+from superpod.collectives.selection import Selection
+from superpod.collectives.tuning import Tuning
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import parse_size, size_text
 
@@ -79,6 +88,23 @@ BOARD: Mapping[str, tuple[Rule, ...]] = {  # where all cards meet on a board; fo
 }
 
 
+OWN_CORES: Mapping[str, tuple[Rule, ...]] = {  # in place of TABLE's, where every card has a core of its own
+    "all_reduce": (
+        *(rule for rule in TABLE["all_reduce"] if rule.ranks == 2),
+        Rule(16, 512 * _K, "recursive_doubling"),
+        Rule(MAX, 256 * _K, "recursive_doubling"),
+        Rule(MAX, MAX, "halving_doubling"),
+    ),
+    "all_gather": (Rule(2, MAX, "direct"), Rule(MAX, 32 * _M, "bruck"), Rule(MAX, MAX, "ring")),
+    "scatter": (Rule(2, MAX, "direct"), Rule(MAX, 32 * _M, "tree"), Rule(MAX, MAX, "direct")),
+    "barrier": (Rule(MAX, MAX, "dissemination"),),
+}
+_EACH = (Rule(16, 8 * _K, "one_shot"), Rule(64, 2 * _K, "one_shot"), Rule(256, 512, "one_shot"))
+OWN_CORES_BOARD: Mapping[str, tuple[Rule, ...]] = {  # in place of BOARD's
+    "all_reduce": (*_FEW, *_EACH, Rule(256, MAX, "two_shot")),
+}
+
+
 ORDERED: Mapping[str, tuple[Rule, ...]] = {  # in place of TABLE's, if only algorithms with the fixed order will do
     "all_reduce": (
         Rule(2, 512 * _K, "one_shot"),
@@ -103,6 +129,9 @@ ORDERED_BOARD: Mapping[str, tuple[Rule, ...]] = {  # in place of BOARD's
     "all_reduce": (*_FEW, *_MANY, Rule(256, MAX, "two_shot_ordered")),
     "reduce": (Rule(256, MAX, "star"),),
     "reduce_scatter": (Rule(256, MAX, "direct_ordered"),),
+}
+OWN_CORES_ORDERED_BOARD: Mapping[str, tuple[Rule, ...]] = {  # in place of ORDERED_BOARD's
+    "all_reduce": (*_FEW, *_EACH, Rule(256, MAX, "two_shot_ordered")),
 }
 _SETTING = "SUPERPOD_DETERMINISTIC"
 
@@ -145,18 +174,31 @@ def _range(entry: str, sizes: str) -> tuple[int, int]:
 
 
 class Selector:
-    """Chooses algorithms; the same on every rank that has the same overrides."""
+    """Chooses algorithms; the same on every rank that has the same overrides and the same selection."""
 
-    def __init__(self, overrides: Mapping[str, str], *, board: bool = False, deterministic: bool = False) -> None:
-        """Raises InvalidValue naming the variable that a wrong override came from.
+    def __init__(
+        self,
+        overrides: Mapping[str, str],
+        *,
+        board: bool = False,
+        deterministic: bool = False,
+        link: str = "",
+        selection: Selection = Selection(),  # noqa: B008  # frozen
+    ) -> None:
+        """Raises InvalidValue naming the variable that a wrong override came from, or the line of a tuned table.
 
         Args:
             overrides: collective → text for `parse_override`.
             board: the cards are on one host and meet on boards.
             deterministic: only algorithms with the fixed order.
+            link: the one whose tuned rules count; "" for none.
+            selection: what all cards of the job are told.
         """
-        self._deterministic = deterministic
-        self._tables, self._between = _tables(board, deterministic), _tables(False, deterministic)
+        self._deterministic, self._link, self._tuning = deterministic, link, selection.tuning
+        self._tables = tables(board=board, deterministic=deterministic, own_cores=selection.own_cores)
+        self._between = tables(board=False, deterministic=deterministic, own_cores=False)
+        if self._tuning is not None:
+            check_names(self._tuning)
         self._overrides: dict[str, list[tuple[int, int, str]]] = {}
         self._kept: dict[tuple[str, int, int, bool, Layout | None], Choice] = {}
         for collective, text in overrides.items():
@@ -206,22 +248,23 @@ class Selector:
         self, collective: str, nbytes: int, world_size: int, equal_blocks: bool, layout: Layout | None
     ) -> Choice:
         algorithms.names(collective)  # raises if there is no such collective
-        note = f"; {_SETTING}=1" if self._deterministic and collective in REDUCING else ""
+        fixed_order = self._deterministic and collective in REDUCING
+        note = f"; {_SETTING}=1" if fixed_order else ""
         for low, high, name in self._overrides.get(collective, ()):
             if low <= nbytes <= high:
                 if equal_blocks or not algorithms.get(collective, name).equal_blocks:
                     return Choice(name, f"{_variable(collective)} says so for {_span(low, high)}{note}")
                 note += f"; {_variable(collective)} says {name}, which needs equal blocks"
-        tables = self._tables
-        if layout is not None and layout.count > 1:
-            tables = self._between
-            if not (self._deterministic and collective in REDUCING) and (
-                known := between_hosts(collective, nbytes, layout, equal_blocks=equal_blocks)
-            ):
+        within = layout is None or layout.count == 1
+        if within and equal_blocks and (tuned := self._tuned(collective, nbytes, world_size, fixed_order)):
+            return Choice(tuned.algorithm, tuned.reason + note)
+        if layout is not None and not within and not fixed_order:
+            known = between_hosts(collective, nbytes, layout, equal_blocks=equal_blocks)
+            if known is not None:
                 return Choice(known.algorithm, f"built-in table for {layout}, {_span(0, known.nbytes)}{note}")
         rule = next(
             rule
-            for rule in tables[collective]
+            for rule in (self._tables if within else self._between)[collective]
             if nbytes <= rule.nbytes
             and world_size <= rule.ranks
             and (equal_blocks or not algorithms.get(collective, rule.algorithm).equal_blocks)
@@ -229,14 +272,40 @@ class Selector:
         ranks = "any world" if rule.ranks == MAX else f"up to {rule.ranks} ranks"
         return Choice(rule.algorithm, f"built-in table, {ranks}, {_span(0, rule.nbytes)}{note}")
 
+    def _tuned(self, collective: str, nbytes: int, world_size: int, fixed_order: bool) -> Choice | None:
+        """What was measured on this machine, with equal blocks; None beyond it."""
+        table = self._tuning
+        if table is None:
+            return None
+        rule = table.find((self._link, collective, fixed_order), nbytes, world_size)
+        if rule is None:
+            return None
+        place = f"{table.file}:{rule.line}" if rule.line else table.file
+        return Choice(rule.algorithm, f"tuned, up to {rule.ranks} ranks, {_span(0, rule.nbytes)} ({place})")
 
-def _tables(board: bool, deterministic: bool) -> dict[str, tuple[Rule, ...]]:
-    """Each collective's rules."""
-    tables, boards = dict(TABLE), dict(BOARD)
+
+def tables(*, board: bool, deterministic: bool, own_cores: bool) -> dict[str, tuple[Rule, ...]]:
+    """Each collective's built-in rules; the arguments are the Selector's."""
+    found, boards = dict(TABLE), dict(BOARD)
+    if own_cores:
+        found |= OWN_CORES
+        boards |= OWN_CORES_BOARD
     if deterministic:
-        tables |= ORDERED
-        boards |= ORDERED_BOARD
-    return {name: (*boards.get(name, ()), *rules) if board else rules for name, rules in tables.items()}
+        found |= ORDERED
+        boards |= {**ORDERED_BOARD, **(OWN_CORES_ORDERED_BOARD if own_cores else {})}
+    return {name: (*boards.get(name, ()), *rules) if board else rules for name, rules in found.items()}
+
+
+def check_names(tuning: Tuning) -> None:
+    """Raises InvalidValue for a rule that names no algorithm, or one that has not the order it should have."""
+    for (_, collective, fixed_order), rules in tuning.rules.items():
+        able = algorithms.in_fixed_order(collective) if fixed_order else algorithms.names(collective)
+        for rule in rules:
+            if rule.algorithm not in able:
+                raise InvalidValue(
+                    f"{tuning.file}, line {rule.line}: algorithm={rule.algorithm!r} must be one of {', '.join(able)}; "
+                    "make the table anew with superpod-bench tune, or set SUPERPOD_TUNING=off"
+                )
 
 
 def _variable(collective: str) -> str:

@@ -24,6 +24,9 @@ Read by a card:
     SUPERPOD_TIME_SCALE     above 0: its links really take their time, so many times as long (default 0: they do not)
     SUPERPOD_HBM            bytes that a card of superpod-run may allocate beyond what it starts with (default: any)
     SUPERPOD_<COLLECTIVE>   which algorithm for which size: "tree:0-65536;ring:65537-max"
+    SUPERPOD_TUNING         off, or a file of superpod-bench tune by which algorithms are chosen (default: superpod-run
+                            takes the one of this machine from the cache, if there is one)
+    SUPERPOD_SELECTION      what superpod-run knows of the machine, so that all cards choose alike. Written by it
 and glibc's MALLOC_* and GLIBC_TUNABLES, torchrun's RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
 
 Written by superpod-run for every card (`worker_environment`), with torchrun's names and meanings, so that scripts run
@@ -49,6 +52,7 @@ Read by superpod-run itself:
     SLURM_PROCID, SLURM_STEP_NUM_TASKS (or SLURM_NTASKS), SLURM_STEP_NODELIST, SLURM_STEP_ID, SLURM_JOB_ID
                             the place in a step that srun has started; in an sbatch shell they are not acted upon
     XDG_RUNTIME_DIR         where the job's directory lies, if it is set and can be written; else the temporary one
+    XDG_CACHE_HOME          where superpod-bench tune leaves its table, in superpod/ (default ~/.cache)
     SUPERPOD_SSH            the command that reaches other hosts (default ssh), with options: "ssh -p 2222"
     NO_COLOR                if set, no colours on a terminal
 """
@@ -57,19 +61,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from superpod.interconnect import env_hosts
 from superpod.interconnect.env_hosts import BetweenHosts
 from superpod.interconnect.env_hosts import HostPlace as HostPlace
 from superpod.interconnect.env_nodes import NodeVariables, SlurmStep
+from superpod.interconnect.env_values import one_of, read, scale, whole
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import parse_seconds, parse_size
-
-T = TypeVar("T")
 
 _PLACE = ("RANK", "WORLD_SIZE")
 
@@ -101,6 +104,8 @@ _OWN = (
     "WATCHDOG",
     "RECORD",
     "DETERMINISTIC",
+    "TUNING",
+    "SELECTION",
 )
 _MODEL = ("TOPOLOGY", "PLACEMENT", "MACHINE_FAULTS", "TIME_SCALE", "HBM")
 _LAUNCHERS = ("SSH",)
@@ -129,6 +134,8 @@ class Settings:
     watchdog: float = 0.0
     record: int = 512
     deterministic: bool = False
+    tuning: str = ""
+    selection: str = ""
     topology: str | None = None
     placement: str = "packed"
     machine_faults: str = ""
@@ -143,22 +150,24 @@ class Settings:
         env = os.environ if environ is None else environ
         default = Settings()
         settings = Settings(
-            directory=_read(env, "SUPERPOD_DIR", Path, None),
+            directory=read(env, "SUPERPOD_DIR", Path, None),
             store=env.get("SUPERPOD_STORE") or None,
-            link=_read(env, "SUPERPOD_LINK", _one_of(LINKS), default.link),
-            transport=_read(env, "SUPERPOD_ZMQ_TRANSPORT", _one_of(TRANSPORTS), default.transport),
-            debug=_read(env, "SUPERPOD_DEBUG", _one_of(DEBUG_LEVELS), default.debug),
-            timeout=_read(env, "SUPERPOD_TIMEOUT", parse_seconds, default.timeout),
-            segment=_read(env, "SUPERPOD_SEGMENT", parse_size, default.segment),
-            window=_read(env, "SUPERPOD_WINDOW", parse_size, default.window),
-            watchdog=_read(env, "SUPERPOD_WATCHDOG", parse_seconds, default.watchdog),
-            record=_read(env, "SUPERPOD_RECORD", _whole, default.record),
-            deterministic=_read(env, "SUPERPOD_DETERMINISTIC", _one_of(("0", "1")), "0") == "1",
+            link=read(env, "SUPERPOD_LINK", one_of(LINKS), default.link),
+            transport=read(env, "SUPERPOD_ZMQ_TRANSPORT", one_of(TRANSPORTS), default.transport),
+            debug=read(env, "SUPERPOD_DEBUG", one_of(DEBUG_LEVELS), default.debug),
+            timeout=read(env, "SUPERPOD_TIMEOUT", parse_seconds, default.timeout),
+            segment=read(env, "SUPERPOD_SEGMENT", parse_size, default.segment),
+            window=read(env, "SUPERPOD_WINDOW", parse_size, default.window),
+            watchdog=read(env, "SUPERPOD_WATCHDOG", parse_seconds, default.watchdog),
+            record=read(env, "SUPERPOD_RECORD", whole, default.record),
+            deterministic=read(env, "SUPERPOD_DETERMINISTIC", one_of(("0", "1")), "0") == "1",
+            tuning=env.get("SUPERPOD_TUNING", ""),
+            selection=env.get("SUPERPOD_SELECTION", ""),
             topology=env.get("SUPERPOD_TOPOLOGY") or None,
             placement=env.get("SUPERPOD_PLACEMENT") or default.placement,
             machine_faults=env.get("SUPERPOD_MACHINE_FAULTS", ""),
-            time_scale=_read(env, "SUPERPOD_TIME_SCALE", _scale, default.time_scale),
-            hbm=_read(env, "SUPERPOD_HBM", parse_size, None),
+            time_scale=read(env, "SUPERPOD_TIME_SCALE", scale, default.time_scale),
+            hbm=read(env, "SUPERPOD_HBM", parse_size, None),
             hosts=BetweenHosts.read(env),
             overrides={c: env[v] for c in COLLECTIVES if env.get(v := f"SUPERPOD_{c.upper()}")},
         )
@@ -194,15 +203,15 @@ class Place:
         env = os.environ if environ is None else environ
         if "RANK" not in env and "WORLD_SIZE" not in env:
             return Place(0, 1, 0, 1)
-        rank, world_size = _read(env, "RANK", _whole, -1), _read(env, "WORLD_SIZE", _whole, -1)
+        rank, world_size = read(env, "RANK", whole, -1), read(env, "WORLD_SIZE", whole, -1)
         if not 0 <= rank < world_size:
             said = " and ".join(f"{name}={env[name]}" if env.get(name) else f"{name} unset" for name in _PLACE)
             raise InvalidValue(
                 f"{said}: both must be set with 0 <= RANK < WORLD_SIZE; "
                 "start with superpod-run, or unset both for a world of one"
             )
-        local = _read(env, "LOCAL_RANK", _whole, rank)
-        return Place(rank, world_size, local, _read(env, "LOCAL_WORLD_SIZE", _whole, world_size))
+        local = read(env, "LOCAL_RANK", whole, rank)
+        return Place(rank, world_size, local, read(env, "LOCAL_WORLD_SIZE", whole, world_size))
 
     def is_the_launchers(self) -> bool:
         """Whether rank and world size are those that the launcher gave this process, and not the script's own."""
@@ -226,11 +235,18 @@ class LauncherSettings:
         """The settings in `environ` (the process's own by default). Raises InvalidValue naming the variable."""
         env = os.environ if environ is None else environ
         return LauncherSettings(
-            nproc_per_node=_read(env, "PET_NPROC_PER_NODE", _whole, 1),
+            nproc_per_node=read(env, "PET_NPROC_PER_NODE", whole, 1),
             runtime_directory=env.get("XDG_RUNTIME_DIR") or None,
             colour=not env.get("NO_COLOR"),
             ssh=env.get("SUPERPOD_SSH") or "ssh",
         )
+
+
+def cache_directory(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Where superpod keeps what it may measure again; None for a user who has no home."""
+    env = os.environ if environ is None else environ
+    home = env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "superpod" if os.path.isabs(home) else None
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> dict[str, str | None]:
@@ -254,6 +270,7 @@ def worker_environment(
     directory: Path,
     store: str,
     master_port: int,
+    selection: str = "",
     environ: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The variables that superpod-run sets for the card at `place`; see the top of the file.
@@ -263,6 +280,7 @@ def worker_environment(
         directory: the job's directory on this host.
         store: endpoint of the launcher's own key-value store, or of this host's branch of it.
         master_port: where torch's store is to be reached on this host's loopback.
+        selection: what all cards choose algorithms by.
         environ: the launcher's environment (the process's own by default): what it says of OMP_NUM_THREADS stays.
     """
     env = os.environ if environ is None else environ
@@ -287,12 +305,13 @@ def worker_environment(
         "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", "1"),
         "SUPERPOD_DIR": str(directory),
         "SUPERPOD_STORE": store,
+        "SUPERPOD_SELECTION": selection,
         **{name: value for name, value in between_hosts.items() if value},
     }
 
 
 _TRAVELLING = ("SUPERPOD_", "OMP_", "MKL_", "PYTHON", "TORCH", "MALLOC_", "GLIBC_TUNABLES")
-_STAYING = ("SUPERPOD_DIR", "SUPERPOD_STORE", "SUPERPOD_SECRET", "SUPERPOD_ADDRESS", "SUPERPOD_SSH")
+_STAYING = tuple(_PREFIX + name for name in ("DIR", "STORE", "SECRET", "ADDRESS", "SSH", "SELECTION"))
 
 
 def travelling_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -362,39 +381,3 @@ def allocator_is_tuned(environ: Mapping[str, str] | None = None) -> bool:
     """Whether the user has given the C library's allocator settings of their own, which superpod then leaves alone."""
     env = os.environ if environ is None else environ
     return any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in env)
-
-
-def _read(env: Mapping[str, str], name: str, parse: Callable[[str], T], default: T | None) -> T:
-    text = env.get(name, "")
-    if not text:
-        return default  # type: ignore[return-value]
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise InvalidValue(f"{name}={text!r}: {error}") from error
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InvalidValue("must be a whole number, such as 4") from None
-
-
-def _scale(text: str) -> float:
-    try:
-        scale = float(text)
-    except ValueError:
-        scale = -1.0
-    if not 0 <= scale < float("inf"):
-        raise InvalidValue("must be a number, 0 (off) or more, such as 1000")
-    return scale
-
-
-def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text not in allowed:
-            raise InvalidValue(f"must be one of {', '.join(allowed)}")
-        return text
-
-    return check

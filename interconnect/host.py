@@ -8,6 +8,7 @@ processes (/proc). So containers, and network namespaces that play hosts, are ho
 from __future__ import annotations
 
 import os
+import platform
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,20 @@ def host_id() -> str:
         except OSError:  # a kernel without that kind
             parts.append("")
     return "/".join(parts)
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    with open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def cores() -> int:
+    """The processors on which this process may run."""
+    return len(os.sched_getaffinity(0))
 
 
 class Address(NamedTuple):

@@ -8,7 +8,7 @@ import selectors
 import shlex
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,11 @@ from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.interfaces import local_address
 from superpod.interconnect.secret import JobSecret
 from superpod.launcher.agent import Agent
-from superpod.launcher.gather import Gathering, check_agreement
+from superpod.launcher.gather import Gathering, check_agreement, machines
 from superpod.launcher.head import Head
 from superpod.launcher.job import JobSpec
 from superpod.launcher.remote_agent import FarHost, RemoteAgent
+from superpod.launcher.selection import selection_for
 from superpod.launcher.share import Share
 from superpod.launcher.signals import SignalInbox
 from superpod.launcher.ssh import SshHost
@@ -39,12 +40,21 @@ class Crew:
         local: cards on this host.
     """
 
-    def __init__(self, spec: JobSpec, far: Mapping[int, FarHost], addresses: Mapping[int, str]) -> None:
-        """`far`: the hosts that are not this one, by number; `addresses`: where each host's cards can be reached."""
+    def __init__(
+        self, spec: JobSpec, far: Mapping[int, FarHost], addresses: Mapping[int, str], machines: Collection[str] = ()
+    ) -> None:
+        """A crew that has been called together.
+
+        Args:
+            far: the hosts that are not this one, by number.
+            addresses: where each host's cards can be reached.
+            machines: those hosts' machines in words.
+        """
         self.spec, self._far, self._addresses = spec, far, addresses
         self.local = sum(size for number, size in enumerate(spec.sizes) if number not in far)
         self._burials: list[subprocess.Popen[bytes]] = []
         self._spared = set[int]()  # this process's children that do not belong to the agent here
+        self._selection = selection_for(spec.sizes, machines, spec.variables()).text()
         several = len(spec.sizes) > 1
         self._secret = JobSecret.new().text if several and spec.reach.encrypt else ""
 
@@ -76,6 +86,7 @@ class Crew:
             workdir=spec.reach.workdir,
             address=self._addresses.get(number, ""),
             secret=self._secret,
+            selection=self._selection,
             more=spec.variables(),
         )
 
@@ -128,7 +139,8 @@ def call_hosts(spec: JobSpec, selector: selectors.BaseSelector, inbox: SignalInb
         by_name = {spec.hosts[number].name: host for number, host in far.items()}
         answers = Gathering(by_name, selector, inbox).ask(_question(spec, environment))
         check_agreement(socket.gethostname(), answers)
-        return Crew(spec, far, _addresses(spec, {n: answers[spec.hosts[n].name] for n in far}))
+        addresses = _addresses(spec, {n: answers[spec.hosts[n].name] for n in far})
+        return Crew(spec, far, addresses, machines(answers))
     except BaseException:
         for known in far.values():
             known.close(kill=True)

@@ -7,17 +7,20 @@ import platform
 from collections.abc import Mapping
 
 from superpod import __version__
+from superpod.collectives.tuning import machine, machine_text
 
 WHAT = ("python", "superpod", "torch")
 
 
 def facts() -> dict[str, str]:
-    """The versions here, without importing anything for them."""
+    """The versions here, without importing anything for them, and the machine, which may differ."""
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         torch = "none"
-    return {"python": platform.python_version(), "superpod": __version__, "torch": torch}
+    return {"python": platform.python_version(), "superpod": __version__, "torch": torch} | {
+        "machine": machine_text(machine())
+    }
 
 
 def differences(hosts: Mapping[str, Mapping[str, str]]) -> str:

@@ -114,3 +114,8 @@ def check_agreement(here: str, answers: Mapping[str, Mapping[str, Any]]) -> None
     known = {here: facts(), **{name: {str(k): str(v) for k, v in a["facts"].items()} for name, a in answers.items()}}
     if table := differences(known):
         raise InvalidValue(table)
+
+
+def machines(answers: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The machines of the other hosts, in words."""
+    return {str(answer["facts"].get("machine")) for answer in answers.values()}

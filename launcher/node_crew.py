@@ -13,7 +13,7 @@ from superpod.interconnect.errors import BadFrame, InvalidValue
 from superpod.interconnect.interfaces import local_address
 from superpod.interconnect.zmq_agents import AgentDesk
 from superpod.launcher.crew import Crew
-from superpod.launcher.gather import check_agreement, heed_signals
+from superpod.launcher.gather import check_agreement, heed_signals, machines
 from superpod.launcher.hosts import Host
 from superpod.launcher.job import JobSpec
 from superpod.launcher.munge import SecretDesk
@@ -44,10 +44,11 @@ class NodeCrew(Crew):
     """The crew of a job whose agents come by themselves; it owns the desk at which they arrive."""
 
     def __init__(
-        self, spec: JobSpec, far: dict[int, FarHost], addresses: dict[int, str], secret: str, desk: HeadDesk
+        self, spec: JobSpec, far: dict[int, FarHost], addresses: dict[int, str], known: set[str], muster: _Muster
     ) -> None:
-        super().__init__(spec, far, addresses)
-        self._secret, self._desk = secret if len(spec.sizes) > 1 else "", desk
+        """`known`: the other nodes' machines in words."""
+        super().__init__(spec, far, addresses, known)
+        self._secret, self._desk = muster.secret.text if muster.secret and len(spec.sizes) > 1 else "", muster.desk
 
     def close(self) -> None:
         super().close()
@@ -60,7 +61,8 @@ def call_nodes(spec: JobSpec, nodes: NodeSpec, selector: selectors.BaseSelector,
     try:
         answers = muster.wait()
         names = {number: str(answer["host"]) for number, answer in answers.items()}
-        check_agreement(socket.gethostname(), {f"{names[n]} (node {n})": answers[n] for n in answers})
+        by_name = {f"{names[n]} (node {n})": answers[n] for n in answers}
+        check_agreement(socket.gethostname(), by_name)
         hosts = [Host(socket.gethostname(), nodes.cards)]
         hosts += [Host(names[number], int(answers[number]["cards"])) for number in sorted(answers)]
         addresses = {number: str(answer["address"]) for number, answer in answers.items()}
@@ -68,7 +70,7 @@ def call_nodes(spec: JobSpec, nodes: NodeSpec, selector: selectors.BaseSelector,
         world_size = sum(host.cards for host in hosts)
         spec = replace(spec, hosts=tuple(hosts), world_size=world_size)
         far: dict[int, FarHost] = {number: JoinedHost(muster.lines[number], selector) for number in answers}
-        return NodeCrew(spec, far, addresses, muster.secret.text if muster.secret else "", muster.desk)
+        return NodeCrew(spec, far, addresses, machines(by_name), muster)
     except BaseException as error:
         muster.dismiss(str(error))
         raise

@@ -67,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="Every option goes before the script; everything after it belongs to the script. "
         "The cards' standard input is empty. Variables that cards read: SUPERPOD_LINK (auto, zmq or shm), "
         "SUPERPOD_TIMEOUT (longest wait of a call, default 30m), SUPERPOD_WATCHDOG (after so long a wait, say who "
-        "waits for whom), SUPERPOD_DEBUG=info (say which algorithm was chosen and why); superpod/interconnect/env.py, "
+        "waits for whom), SUPERPOD_DEBUG=info (say which algorithm was chosen and why), "
+        "SUPERPOD_TUNING (a table of superpod-bench tune, or off); superpod/interconnect/env.py, "
         "or `pydoc superpod.interconnect.env`, has them all.",
         allow_abbrev=False,
     )

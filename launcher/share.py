@@ -20,6 +20,7 @@ class Share:
         workdir: where the cards run; "": where the agent does.
         address: where the cards of this host can be reached by those of the others; "" with one host.
         secret: what the cards of the job know and nobody else does, as text; "" with one host.
+        selection: what the cards choose algorithms by, as text.
         more: further variables for this host's cards.
     """
 
@@ -36,6 +37,7 @@ class Share:
     workdir: str = ""
     address: str = ""
     secret: str = ""
+    selection: str = ""
     more: Mapping[str, str] = field(default_factory=dict)
 
     @property

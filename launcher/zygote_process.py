@@ -80,6 +80,7 @@ class ZygoteProcess:
             directory=self._directory,
             store=store_endpoint(self._directory),
             master_port=self.store_port,
+            selection=share.selection,
         )
         return {**environment, **share.more}
 

@@ -7,8 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superpod.collectives import algorithms
+from superpod.collectives.hosts import Layout
 from superpod.collectives.schedule import REDUCING
-from superpod.collectives.select import MAX, ORDERED, ORDERED_BOARD, TABLE, Choice, Rule, Selector, parse_override
+from superpod.collectives.select import (
+    MAX,
+    ORDERED,
+    ORDERED_BOARD,
+    OWN_CORES,
+    TABLE,
+    Choice,
+    Rule,
+    Selector,
+    parse_override,
+    tables,
+)
+from superpod.collectives.selection import Selection
 from superpod.interconnect.env import COLLECTIVES
 from superpod.interconnect.errors import InvalidValue
 
@@ -182,3 +195,39 @@ class TestMemory:
         chosen = [selector.choose("all_reduce", size, 8).algorithm for size in range(40)]
         assert chosen == ["ring"] * 16 + ["star"] * 24
         assert len(selector._kept) <= 10
+
+
+class TestOwnCores:
+    """Where every card has a core of its own."""
+
+    @pytest.mark.parametrize("board", [False, True], ids=["messages", "boards"])
+    @pytest.mark.parametrize("deterministic", [False, True], ids=["any order", "fixed order"])
+    def test_every_table_names_algorithms_and_fits_everything(self, board: bool, deterministic: bool) -> None:
+        found = tables(board=board, deterministic=deterministic, own_cores=True)
+        assert set(found) == set(COLLECTIVES)
+        for collective, rules in found.items():
+            able = algorithms.in_fixed_order(collective) if deterministic else algorithms.names(collective)
+            assert {rule.algorithm for rule in rules} <= set(able)
+            assert rules[-1][:2] == (MAX, MAX)
+            assert not algorithms.get(collective, rules[-1].algorithm).equal_blocks
+
+    def test_every_rule_is_reached(self) -> None:
+        selector = Selector({}, selection=Selection(own_cores=True))
+        for collective, rules in OWN_CORES.items():
+            sizes, worlds = {rule.nbytes for rule in rules}, {min(rule.ranks, 10_000) for rule in rules}
+            reasons = {selector.choose(collective, size, n).reason for size in sizes for n in worlds}
+            assert len(reasons) == len(rules)
+
+    @pytest.mark.parametrize("board", [False, True], ids=["messages", "boards"])
+    @pytest.mark.parametrize("collective", COLLECTIVES)
+    def test_two_cards_have_them_on_two_cores_where_it_was_measured(self, collective: str, board: bool) -> None:
+        own, shared = Selector({}, board=board, selection=Selection(own_cores=True)), Selector({}, board=board)
+        for nbytes in (1, 1 << 10, 1 << 18, 1 << 22, 1 << 30):
+            assert own.choose(collective, nbytes, 2).algorithm == shared.choose(collective, nbytes, 2).algorithm
+
+    def test_steps_count_there(self) -> None:
+        own = Selector({}, selection=Selection(own_cores=True))
+        chosen = [one.choose("all_reduce", 4096, 64).algorithm for one in (own, Selector({}))]
+        assert chosen == ["recursive_doubling", "star"]
+        between = [one.choose("all_to_all", 64, 8, layout=Layout([0, 1] * 4)) for one in (own, Selector({}))]
+        assert between[0] == between[1]

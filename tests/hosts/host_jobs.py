@@ -38,7 +38,7 @@ class HostLauncher:
             k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SUPERPOD", "OMP_", "PET_", "SLURM"))
         }
         folders = {"XDG_RUNTIME_DIR": str(self.runtime), "TMPDIR": str(self.folder)}
-        return {**plain, **folders, "SUPERPOD_SSH": self.hosts.ssh, "NO_COLOR": "1", **more}
+        return {**plain, **folders, "SUPERPOD_SSH": self.hosts.ssh, "NO_COLOR": "1", "SUPERPOD_TUNING": "off", **more}
 
     def start(self, *args, on="a", env=None, command=(COMMAND,), enter=None):
         """`enter(host, *words, folder)`: what runs words on a host, if not the host itself says it."""

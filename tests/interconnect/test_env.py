@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from superpod.interconnect import env as env_module
-from superpod.interconnect.env import COLLECTIVES, VARIABLES, LauncherSettings, Place, Settings, unknown_variables
+from superpod.interconnect.env import (
+    COLLECTIVES,
+    VARIABLES,
+    LauncherSettings,
+    Place,
+    Settings,
+    cache_directory,
+    unknown_variables,
+)
 from superpod.interconnect.errors import InvalidValue
 
 
@@ -29,6 +37,8 @@ def test_every_variable_is_read():
             "SUPERPOD_WATCHDOG": "10",
             "SUPERPOD_RECORD": "64",
             "SUPERPOD_DETERMINISTIC": "1",
+            "SUPERPOD_TUNING": "table.json",
+            "SUPERPOD_SELECTION": "[true,null]",
             "SUPERPOD_ALL_REDUCE": "tree:0-65536;ring:65537-max",
         }
     )
@@ -44,8 +54,23 @@ def test_every_variable_is_read():
         watchdog=10.0,
         record=64,
         deterministic=True,
+        tuning="table.json",
+        selection="[true,null]",
         overrides={"all_reduce": "tree:0-65536;ring:65537-max"},
     )
+
+
+def test_the_cache_lies_where_xdg_says_or_at_home():
+    assert cache_directory({"XDG_CACHE_HOME": "/a/b"}) == Path("/a/b/superpod")
+    assert cache_directory({}) == Path.home() / ".cache/superpod"
+    assert cache_directory({"XDG_CACHE_HOME": "a/b"}) is None
+
+
+def test_what_a_launcher_has_told_its_cards_is_no_setting_for_another_launchers():
+    environ = {"SUPERPOD_TUNING": "off", "SUPERPOD_SELECTION": "[true,null]", "SUPERPOD_DIR": "/d"}
+    assert env_module.travelling_environment(environ) == {"SUPERPOD_TUNING": "off"}
+    card = env_module.worker_environment(Place(0, 1, 0, 1), directory=Path("/d"), store="s", master_port=1, environ={})
+    assert card["SUPERPOD_SELECTION"] == ""
 
 
 def test_the_process_environment_is_the_default(monkeypatch):

@@ -37,7 +37,7 @@ class Launcher:
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SUPERPOD", "OMP_", "PET_"))}
         name, value = self.mark.split("=")
         folders = {"XDG_RUNTIME_DIR": str(self.runtime), "TMPDIR": str(self.folder)}  # the latter for flight records
-        return {**plain, **folders, name: value, **more}
+        return {**plain, **folders, name: value, "SUPERPOD_TUNING": "off", **more}
 
     def start(self, *args, env=None, command=(COMMAND,), **options):
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
