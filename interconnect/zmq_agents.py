@@ -57,11 +57,13 @@ class AgentDesk:
         found: list[tuple[bytes, bytes]] = []
         while True:
             try:
-                name, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
+                name, *parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return found
+            if self._door is not None:
+                self._door.spoke(parts[-1])
             if len(parts) == 1:
-                found.append((name, parts[0]))
+                found.append((name.bytes, parts[0].bytes))
 
     def send(self, name: bytes, message: bytes) -> None:
         """To an agent that has spoken before; nothing happens if it has gone. Call `read` soon: see `has_more`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superpod.collectives import algorithms
+from superpod.collectives import algorithms, hosts
 from superpod.collectives.hosts import Layout
 from superpod.collectives.schedule import ROOTED, Schedule
 from superpod.collectives.select import Selector
@@ -19,6 +20,7 @@ from superpod.collectives.select_hosts import BETWEEN_HOSTS, MAX, between_hosts
 from superpod.collectives.verify import verify
 from superpod.interconnect.env import COLLECTIVES
 from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.host import Address
 
 HOSTED = [(c, name) for c in COLLECTIVES for name in algorithms.names(c) if algorithms.get(c, name).hosted]
 SHAPED = [(c, name) for c in COLLECTIVES for name in algorithms.names(c) if algorithms.get(c, name).shaped]
@@ -37,11 +39,11 @@ def roots(collective: str, n: int) -> range:
 
 def leaving(schedule: Schedule, layout: Layout) -> dict[int, Fraction]:
     """Host → what it sends to others, as a multiple of S."""
-    hosts, out = np.array(layout.hosts), dict.fromkeys(range(layout.count), Fraction(0))
+    places, out = np.array(layout.hosts), dict.fromkeys(range(layout.count), Fraction(0))
     for step in schedule.steps():
-        away = hosts[step.src] != hosts[step.dst]
+        away = places[step.src] != places[step.dst]
         for src, count in zip(step.src[away], step.count[away], strict=True):
-            out[int(hosts[src])] += Fraction(int(count), schedule.nchunks)
+            out[int(places[src])] += Fraction(int(count), schedule.nchunks)
     return out
 
 
@@ -104,9 +106,9 @@ class TestBetweenHosts:
 
     def test_only_leaders_speak_to_other_hosts(self) -> None:
         layout = layout_of((3, 4, 2))
-        hosts = np.array(layout.hosts)
+        places = np.array(layout.hosts)
         for src, dst in layout.build("broadcast", "leaders", 5).links():
-            assert hosts[src] == hosts[dst] or {src, dst} <= {0, 5, 7}
+            assert places[src] == places[dst] or {src, dst} <= {0, 5, 7}
 
 
 class TestLayouts:
@@ -125,6 +127,27 @@ class TestLayouts:
         assert mixed.can("all_reduce", "rails")
         assert not mixed.can("all_reduce", "ring")
         assert str(mixed.build("all_reduce", "ring")) == str(algorithms.build("all_reduce", "ring", 4))
+
+
+class TestFindingOut:
+    def test_the_others_share_the_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first rank waits for all of them together no longer than for one."""
+        now, given_seconds = [100.0], []
+
+        def find(rank: int, group: object, seconds: float) -> str:
+            given_seconds.append(seconds)
+            now[0] += 4.0  # it comes late
+            return near
+
+        near = Address("ipc:///x", "00", "a", "").text()
+        monkeypatch.setattr(hosts, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(hosts, "split", lambda address: (address, "far"))
+        mesh = SimpleNamespace(rank=0, link=SimpleNamespace(address=near), find=find, publish=lambda *what: None)
+        group = SimpleNamespace(ident=1, life=0)
+        layout = hosts.OnHosts(mesh, group, range(4), 10.0).layout()  # type: ignore[arg-type]
+        assert layout is not None
+        assert layout.hosts == (0, 0, 0, 0)
+        assert given_seconds == [10.0, 6.0, 2.0]
 
 
 class TestSelection:
