@@ -138,6 +138,7 @@ class Doorkeeper:
         """
         self._admits, self._logs = admits, logs
         self.refused = 0  # how often somebody was turned away
+        self.ended = list[int]()  # descriptors of connections that have, at sockets that are watched; for who wants it
         self._came = Comings()
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -167,10 +168,13 @@ class Doorkeeper:
     def serve(self) -> None:
         """Answer everybody who has knocked. The first one who is turned away is logged."""
         before = self.refused
+        self.ended.clear()
         for monitor in self._monitors:
             while zmq.zmq_poll([(monitor, zmq.POLLIN)], 0):
                 kind, value = struct.unpack("=HI", monitor.recv_multipart()[0])
                 self.refused += self._came.heard(kind, value)
+                if kind == zmq.EVENT_DISCONNECTED:
+                    self.ended.append(value)
         self._answer_all()
         if self._logs and not before and self.refused:
             log.warning("somebody without a key of this job has been turned away, and will be without further words")

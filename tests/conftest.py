@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from doc_tables import Cells, DocTable, Say, note
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited, and handed on to every process that a test starts

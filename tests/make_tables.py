@@ -1,4 +1,4 @@
-"""`make tables`: runs the attacks and the losses of hosts, and puts what was seen into docs/security.md and docs/hosts.md.
+"""`make tables`: runs the attacks and the losses of hosts; docs/security.md and docs/hosts.md show what was seen.
 
 Needs root and network namespaces, see tests/hosts.
 """
@@ -16,6 +16,7 @@ for folder in ("interconnect", "hosts"):
 
 import attacks  # noqa: E402
 import losses  # noqa: E402
+
 from doc_tables import noted  # noqa: E402
 
 MADE_BY = ("interconnect/test_security.py", "hosts/test_hosts_loss.py")

@@ -14,9 +14,9 @@ import zmq
 from agents_channel import Head, ask
 from attacks import ATTACKS, CONNECTIONS, TABLE, Attack, Target, most_connections
 from cards import SECRET, SOON, Card, dictionary, eventually, near_and_far, start, within
-from doc_tables import Say
 from test_rendezvous import Server
 
+from doc_tables import Say
 from superpod.interconnect.errors import InvalidValue, PeerLost
 from superpod.interconnect.host import Address, split
 from superpod.interconnect.host_link import introduce
