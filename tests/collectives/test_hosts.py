@@ -97,6 +97,17 @@ class TestBetweenHosts:
         assert scattered == {host: Fraction(n - k, n) for host, k in enumerate(sizes)}
 
     @pytest.mark.parametrize("sizes", [s for s in SIZES if len(s) > 1], ids=str)
+    def test_rails_of_all_to_all_send_the_least_in_few_messages(self, sizes: tuple[int, ...]) -> None:
+        layout, n = layout_of(sizes), sum(sizes)
+        schedule, places = layout.build("all_to_all", "rails"), np.array(layout.hosts)
+        assert leaving(schedule, layout) == {host: Fraction(k * (n - k), n) for host, k in enumerate(sizes)}
+        messages = np.zeros(len(sizes), np.int64)
+        for step in schedule.steps():
+            away = places[step.src] != places[step.dst]
+            np.add.at(messages, places[step.src[away]], 1)
+        assert messages.tolist() == [n - k for k in sizes]  # direct exchange: k times as many
+
+    @pytest.mark.parametrize("sizes", [s for s in SIZES if len(s) > 1], ids=str)
     def test_leaders_send_each_array_once_a_host(self, sizes: tuple[int, ...]) -> None:
         layout, m = layout_of(sizes), len(sizes)
         assert sum(leaving(layout.build("all_reduce", "leaders"), layout).values()) == 2 * (m - 1)

@@ -83,6 +83,30 @@ def test_leaders_send_what_their_formula_says(cluster):
     assert sum(sent(job, sizes).values()) == 2 * 2 * TOTAL
 
 
+EXCHANGE = """
+import numpy as np
+import superpod
+
+comm = superpod.init()
+for nbytes in (8, 100_000):
+    data = np.full((comm.world_size, nbytes), comm.rank, np.uint8)
+    got = comm.all_to_all(data, algorithm="rails")
+    assert (got == np.arange(comm.world_size, dtype=np.uint8)[:, None]).all()
+link = comm._engine.mesh.link
+print(link.near.name, link.bytes_far)
+comm.close()
+"""
+
+
+@pytest.mark.parametrize("link", ["zmq", "shm"])
+def test_rails_of_all_to_all_send_what_their_formula_says(cluster, link):
+    sizes = [("a", 3), ("b", 1), ("c", 2)]
+    script = cluster.script("exchange.py", EXCHANGE)
+    job = cluster("--hosts", "a:3,b:1,c:2", "-x", f"SUPERPOD_LINK={link}", script)
+    assert job.code == 0, job.err
+    assert sent(job, sizes) == {host: k * (6 - k) * 100_008 for host, k in sizes}
+
+
 def test_the_summary_says_how_much_went_between_hosts(cluster):
     job = cluster("--hosts", "a:2,b:2", "--summary-json", "s.json", cluster.script("reduce.py", REDUCE), "any")
     assert job.code == 0, job.err
