@@ -185,8 +185,15 @@ class TestSelection:
         assert self.choose("all_reduce", 8, layout) == Selector({}).choose("all_reduce", 8, 8).algorithm
 
     def test_boards_are_for_one_host(self) -> None:
-        flat = self.choose("all_to_all", 8, layout_of((4, 4)), board=True)
-        assert flat == Selector({}).choose("all_to_all", 8, 8).algorithm
+        flat = self.choose("gather", 8, layout_of((4, 4)), board=True)
+        assert flat == Selector({}).choose("gather", 8, 8).algorithm
+
+    def test_all_to_all_goes_in_rails_while_messages_count(self) -> None:
+        names = [self.choose("all_to_all", nbytes, layout_of((4, 4))) for nbytes in (8, 64 << 20)]
+        assert names == ["rails", "direct"]
+        unequal = Selector({}).choose("all_to_all", 0, 8, equal_blocks=False, layout=layout_of((4, 4)))
+        assert unequal.algorithm == "direct"
+        assert self.choose("all_to_all", 8, Layout([0, 1, 0, 1])) == "direct"
 
     def test_what_the_user_says_comes_first(self) -> None:
         assert self.choose("all_reduce", 8, layout_of((4, 4)), overrides={"all_reduce": "ring"}) == "ring"
