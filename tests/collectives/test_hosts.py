@@ -115,6 +115,17 @@ class TestBetweenHosts:
             for root in range(sum(sizes)):
                 assert sum(leaving(layout.build(collective, "leaders", root), layout).values()) == m - 1
 
+    @pytest.mark.parametrize("collective", ["gather", "scatter"])
+    @pytest.mark.parametrize("sizes", [s for s in SIZES if len(s) > 1], ids=str)
+    def test_leaders_gather_and_scatter_in_one_message_a_host(self, collective: str, sizes: tuple[int, ...]) -> None:
+        layout, n, places = layout_of(sizes), sum(sizes), np.repeat(np.arange(len(sizes)), sizes)
+        for root in range(n):
+            schedule = layout.build(collective, "leaders", root)
+            far = n - sizes[places[root]]
+            assert sum(leaving(schedule, layout).values()) == Fraction(far, n)
+            away = [int(np.count_nonzero(places[s.src] != places[s.dst])) for s in schedule.steps()]
+            assert sum(away) == len(sizes) - 1
+
     def test_only_leaders_speak_to_other_hosts(self) -> None:
         layout = layout_of((3, 4, 2))
         places = np.array(layout.hosts)
