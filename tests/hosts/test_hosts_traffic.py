@@ -116,7 +116,7 @@ for root in range(comm.world_size):
     own = np.full(50_000, comm.rank, np.uint8)
     got = comm.gather(own, root=root, algorithm="leaders")
     assert comm.rank != root or (got == np.arange(comm.world_size, dtype=np.uint8)[:, None]).all()
-    comm.scatter(got, root=root, out=own[None], algorithm="leaders")
+    comm.scatter(got, root=root, out=own, algorithm="leaders")
     assert (own == comm.rank).all()
 link = comm._engine.mesh.link
 print(link.near.name, link.bytes_far)
