@@ -19,7 +19,7 @@ QUICK := not zmq and not shm and not torch and not mesh and not processes and no
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help train test check conformance support-table bench bench-peers validation clean
+.PHONY: help train test check conformance support-table tables bench bench-peers validation clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -43,6 +43,9 @@ conformance: $(VENV)/.dev ## torch's own tests of torch.distributed, on 2, 3 and
 support-table: $(VENV)/.dev ## docs/support.md: what works where, from running it, on gloo too
 	@$(BIN)/python tests/collectives/make_support.py
 
+tables: $(VENV)/.dev ## the tables of docs/security.md and docs/hosts.md: attacks and losses, from causing them; as root
+	@$(BIN)/python tests/make_tables.py
+
 bench-peers: $(PEERS)/openmpi/.made $(PEERS)/mpich/.made ## Open MPI and MPICH, each in an environment of its own in .peers
 
 bench: $(VENV)/.dev bench-peers ## every figure in README and benchmarks/results, on a quiet machine: about an hour
@@ -60,9 +63,12 @@ $(VENV)/.examples: $(PACKAGE) $(VENV)/.made
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[examples]"
 	@touch $@
 
+# Ray's wheels are for fewer Pythons and machines than the rest.
 $(VENV)/.dev: $(PACKAGE) $(VENV)/.made
 	@echo "superpod: installing what development needs"
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,bench,examples]"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[ray]" \
+	  || echo "superpod: Ray cannot be installed here: its test will be skipped" >&2
 	@touch $@ $(VENV)/.examples
 
 # An MPI, mpi4py and numpy; superpod is found beside them, and of it the benchmark's ranks need what does with numpy.

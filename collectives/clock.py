@@ -154,6 +154,11 @@ class GroupClock:
             return self._pricer.schedule(collective, algorithm, self._ranks, root)
         return algorithms.build(collective, algorithm, world_size, root)
 
+    def words(self, collective: str, algorithm: str) -> str:
+        """What the ranks must agree on beside the algorithm: the machine, if the schedule has its shape; else ""."""
+        shapes = self._pricer.shapes(collective, algorithm, self._ranks)
+        return f" in the shape of {self._pricer.topology.name}" if shapes else ""
+
     def count(self, call: CountedCall, algorithm: str, place: int) -> None:
         """A collective has ended."""
         nbytes = 0 if call.collective == "barrier" else call.nbytes or call.own_nbytes

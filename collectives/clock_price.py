@@ -70,9 +70,13 @@ class Pricer:
         """
         if hosts:
             return Layout(hosts).build(collective, algorithm, root)
-        if algorithms.get(collective, algorithm).shaped and self._in_order(self.cards[list(ranks)]):
+        if self.shapes(collective, algorithm, ranks):
             return suited(self.machine, collective, algorithm, len(ranks), root)
         return algorithms.build(collective, algorithm, len(ranks), root)
+
+    def shapes(self, collective: str, algorithm: str, ranks: Sequence[int]) -> bool:
+        """Whether the schedule of `ranks` has the machine's shape, so that all must know of one machine."""
+        return algorithms.get(collective, algorithm).shaped and self._in_order(self.cards[list(ranks)])
 
     def price_of(self, kind: Kind, ranks: tuple[int, ...]) -> Price:
         """What a call of this kind takes; for a send or recv `ranks` are its two ends."""

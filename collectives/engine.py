@@ -203,12 +203,13 @@ class Engine:
         self, key: tuple[Any, ...], call: Call, given: int, banks: Callable[[int], tuple[Bounds, ...]]
     ) -> Prepared:
         """Choose an algorithm and bind its schedule; the ranks must agree on it, so its name is in the text."""
-        choice, layout = self._choose(call), self.layout()
+        choice, layout, shape = self._choose(call), self.layout(), ""
         if layout is not None:
             schedule = layout.build(call.collective, choice.algorithm, call.root)
         else:
             build = algorithms.build if self._clock is None else self._clock.schedule
             schedule = build(call.collective, choice.algorithm, self.world_size, call.root)
+            shape = "" if self._clock is None else self._clock.words(call.collective, choice.algorithm)
         bounds = banks(schedule.nchunks)
         way, plan = None, Plan((), 0, {}, schedule.nchunks, self.rank)
         if self._board and layout is not None and layout.count > 1:
@@ -218,7 +219,7 @@ class Engine:
             way = fused(call.collective, choice.algorithm, equal_blocks=call.equal_blocks)
         if way is None:
             plan = bind(schedule, self.rank, bounds, given)
-        text = f"{call.text} by {choice.algorithm}"
+        text = f"{call.text} by {choice.algorithm}{shape}"
         where = Circumstances(self.mesh, self.group, self.ranks, text)
         prepared = self._prepared[key] = Prepared(call, choice, plan, where, way, bounds)
         if len(self._prepared) > _PREPARED:

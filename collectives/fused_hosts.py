@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from superpod.collectives.algorithms.host_sizes import Hosts, runs
 from superpod.collectives.execute import Bounds
 from superpod.collectives.fused import FUSED, Fused, Meeting, Task
 from superpod.collectives.hosts import Layout
@@ -37,6 +38,8 @@ def on_hosts(schedule: Schedule, layout: Layout, rank: int) -> Way | None:
     """The way for a rank of a group with this layout; None if it must all go through messages."""
     find = _WAYS.get((schedule.collective, schedule.algorithm))
     if find is None or layout.count == 1 or max(layout.sizes) == 1:
+        return None
+    if not layout.can(schedule.collective, schedule.algorithm):  # it is not the one for these hosts
         return None
     return find(schedule, layout, rank)
 
@@ -81,6 +84,30 @@ def _rails(schedule: Schedule, layout: Layout, rank: int) -> Way:
     return Way(fused, _cut(schedule, 1, schedule.nsteps - 1))
 
 
+def _all_to_all(schedule: Schedule, layout: Layout, rank: int) -> Way:
+    """Each card takes from its host's what is for itself, and what it sends to other hosts for all of them."""
+    host, members = layout.hosts[rank], layout.with_rank(rank)
+    run = runs(Hosts(len(layout.hosts), layout.sizes), host)
+    mine, k = run.to[run.speaker == rank], len(members)
+    here = slice(members[0], members[0] + k)
+
+    def fused(meeting: Meeting, task: Task) -> None:
+        (array, out), length = (space.reshape(len(layout.hosts), -1) for space in task.spaces[:2]), task.banks[0][1]
+        packed = task.spaces[2].reshape(len(mine), k, length) if k > 1 and len(mine) and length else None
+        step = max(1, meeting.slot // len(array))
+        for start in range(0, length, step):
+            piece = slice(start, min(start + step, length))
+            slots = meeting.begin()[:, : len(array) * (piece.stop - start)].reshape(k, len(array), -1)
+            slots[meeting.rank] = array[:, piece]
+            meeting.meet()
+            out[here, piece] = slots[:, rank]
+            if packed is not None:
+                packed[:, :, piece] = slots[:, mine].swapaxes(0, 1)
+        _across(task)
+
+    return Way(fused, _cut(schedule, 1, 2))
+
+
 def _across(task: Task) -> None:
     assert task.across is not None
     task.across()
@@ -94,6 +121,7 @@ def _cut(schedule: Schedule, first: int, last: int) -> Schedule:
 _WAYS: dict[tuple[str, str], Callable[[Schedule, Layout, int], Way]] = {
     ("all_reduce", "leaders"): _leaders,
     ("all_reduce", "rails"): _rails,
+    ("all_to_all", "rails"): _all_to_all,
     ("barrier", "leaders"): _leaders,
     ("broadcast", "leaders"): _broadcast,
 }

@@ -6,6 +6,7 @@ at a group's first collective, in jobs of several hosts only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -108,7 +109,7 @@ class OnHosts:
     """A group's layout, found out when it is needed first."""
 
     def __init__(self, mesh: Mesh, group: Group, ranks: Sequence[int], seconds: float) -> None:
-        """`ranks`: the group's, in the mesh; `seconds`: how long to wait for them."""
+        """`ranks`: the group's, in the mesh; `seconds`: how long to wait for all of them together."""
         self._mesh, self._group, self._ranks, self._seconds = mesh, group, ranks, seconds
         self._layout = None if len(ranks) > 1 else Layout((0,))
         self._several = bool(split(mesh.link.address)[1])
@@ -131,14 +132,14 @@ class OnHosts:
         return f"hosts/{self._group.ident}/{self._group.life}"
 
     def _written(self) -> Layout:
-        addresses = [self._address(rank) for rank in self._ranks]
+        end = time.monotonic() + self._seconds
+        addresses = [self._address(rank, max(0.0, end - time.monotonic())) for rank in self._ranks]
         layout = Layout.of([Address.parse(split(address)[0]).host for address in addresses])
         self._mesh.publish(self._name, ",".join(map(str, layout.hosts)))
         return layout
 
-    def _address(self, rank: int) -> str:
-        own = rank == self._mesh.rank
-        return self._mesh.link.address if own else self._mesh.find(rank, self._group, self._seconds)
+    def _address(self, rank: int, seconds: float) -> str:
+        return self._mesh.link.address if rank == self._mesh.rank else self._mesh.find(rank, self._group, seconds)
 
     def _read(self) -> Layout:
         key = (self._ranks[0], self._group.ident, _TAG)

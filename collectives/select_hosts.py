@@ -31,19 +31,18 @@ BETWEEN_HOSTS: Mapping[str, tuple[Rule, ...]] = {
     "reduce": (Rule(MAX, "leaders"),),
     "all_gather": (Rule(MAX, "rails"),),
     "reduce_scatter": (Rule(MAX, "rails"),),
+    "all_to_all": (Rule(1024 * _K, "rails"), Rule(MAX, "direct")),
     "barrier": (Rule(MAX, "leaders"),),
 }
 
 
 def between_hosts(collective: str, nbytes: int, layout: Layout, *, equal_blocks: bool) -> Rule | None:
-    """The rule that fits, for an algorithm that knows the hosts; None where the flat ones do.
-
-    They do where each host has one card, or all are on one.
-    """
+    """The rule that fits; None where those for one host do: where each host has one card, or all are on one."""
     if layout.count == 1 or max(layout.sizes) == 1:
         return None
     for rule in BETWEEN_HOSTS.get(collective, ()):
-        fits = equal_blocks or not algorithms.get(collective, rule.algorithm).equal_blocks
-        if fits and nbytes <= rule.nbytes and layout.can(collective, rule.algorithm):
+        known = algorithms.get(collective, rule.algorithm)
+        fits = (equal_blocks or not known.equal_blocks) and nbytes <= rule.nbytes
+        if fits and (layout.can(collective, rule.algorithm) or not known.hosted):
             return rule
     return None

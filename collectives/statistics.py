@@ -50,6 +50,9 @@ class CallClock(Protocol):
     def schedule(self, collective: str, algorithm: str, world_size: int, root: int) -> Schedule:
         """What `algorithm` runs by on the machine that the clock goes by."""
 
+    def words(self, collective: str, algorithm: str) -> str:
+        """What the ranks must agree on for that beside the algorithm, to be added to the call's words."""
+
     def count(self, call: CountedCall, algorithm: str, place: int) -> None:
         """A collective has ended."""
 

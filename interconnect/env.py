@@ -46,7 +46,7 @@ unchanged:
                                             lost, and the resolver would ask again after 5 s only
 
 Read by superpod-run itself:
-    PET_NPROC_PER_NODE      the number of cards when -n does not say it, as for torchrun
+    PET_NPROC_PER_NODE      the number of cards when -n does not say it, or auto: one a processor; as for torchrun
     PET_NNODES, PET_NODE_RANK, PET_RDZV_ENDPOINT (or PET_MASTER_ADDR and PET_MASTER_PORT), PET_RDZV_BACKEND, PET_RDZV_ID
                             torchrun's options of these names, where they are not given
     SLURM_PROCID, SLURM_STEP_NUM_TASKS (or SLURM_NTASKS), SLURM_STEP_NODELIST, SLURM_STEP_ID, SLURM_JOB_ID
@@ -72,6 +72,7 @@ from superpod.interconnect.env_hosts import HostPlace as HostPlace
 from superpod.interconnect.env_nodes import NodeVariables, SlurmStep
 from superpod.interconnect.env_values import one_of, read, scale, whole
 from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.hosts_text import cards_text
 from superpod.interconnect.units import parse_seconds, parse_size
 
 _PLACE = ("RANK", "WORLD_SIZE")
@@ -235,7 +236,7 @@ class LauncherSettings:
         """The settings in `environ` (the process's own by default). Raises InvalidValue naming the variable."""
         env = os.environ if environ is None else environ
         return LauncherSettings(
-            nproc_per_node=read(env, "PET_NPROC_PER_NODE", whole, 1),
+            nproc_per_node=read(env, "PET_NPROC_PER_NODE", cards_text, 1),
             runtime_directory=env.get("XDG_RUNTIME_DIR") or None,
             colour=not env.get("NO_COLOR"),
             ssh=env.get("SUPERPOD_SSH") or "ssh",

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from superpod.interconnect.hosts_text import endpoint_text
+
 
 @dataclass(frozen=True, slots=True)
 class NodeVariables:
@@ -23,7 +25,7 @@ class NodeVariables:
     @staticmethod
     def read(env: Mapping[str, str]) -> NodeVariables:
         address, port = env.get("PET_MASTER_ADDR", ""), env.get("PET_MASTER_PORT", "")
-        static = f"{address}:{port}" if address and port else ""
+        static = endpoint_text(address, port) if address else ""
         return NodeVariables(
             nnodes=env.get("PET_NNODES", ""),
             node_rank=env.get("PET_NODE_RANK", ""),

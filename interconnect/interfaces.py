@@ -49,7 +49,7 @@ def local_address(choice: str | None = None, towards: str | None = None) -> str:
     """The address of this host that others are to use, IPv4 or IPv6.
 
     Args:
-        choice: interfaces as NCCL_SOCKET_IFNAME names them: prefixes, "=eth0" for exactly that one; from a "^" on,
+        choice: interfaces as NCCL_SOCKET_IFNAME names them: prefixes; from a "=" on, whole names; from a "^" on,
             those that are not wanted. None or "": any.
         towards: a host, by name or address, that is to be reached from there; of several that were chosen, the one on
             the way to it is taken.
@@ -129,18 +129,16 @@ def _address_towards(host: str) -> str:
 
 
 def _fits(name: str, choice: str) -> bool:
-    wanted, unwanted, into = list[str](), list[str](), None
+    """ "^" and "=" hold for what comes after them, too: in "=eth0,ib0,^docker" two are whole names, one a prefix."""
+    wanted, unwanted = list[bool](), list[bool]()  # whether each entry is this name
+    into, whole = wanted, False
     for entry in (part.strip() for part in choice.split(",")):
         if entry.startswith("^"):
-            into = unwanted
-        (wanted if into is None else into).append(entry.removeprefix("^"))
-    if any(_matches(name, entry) for entry in unwanted):
-        return False
-    return not wanted or any(_matches(name, entry) for entry in wanted)
-
-
-def _matches(name: str, entry: str) -> bool:
-    return name == entry[1:] if entry.startswith("=") else bool(entry) and name.startswith(entry)
+            into, whole, entry = unwanted, False, entry[1:]
+        if entry.startswith("="):
+            whole, entry = True, entry[1:]
+        into.append(name == entry if whole else bool(entry) and name.startswith(entry))
+    return not any(unwanted) and (not wanted or any(wanted))
 
 
 def _flags(line: socket.socket, name: str) -> int:

@@ -202,11 +202,13 @@ class StoreServer:
             self._door.serve()
         while True:
             try:
-                client, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
+                client, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            if (request := _parse(parts)) is not None:
-                self._handle(client, *request)
+            if self._door is not None:
+                self._door.spoke(frames[-1])
+            if (request := _parse([frame.bytes for frame in frames])) is not None:
+                self._handle(client.bytes, *request)
 
     def _handle(self, client: bytes, operation: str, request: int, key: str, value: bytes) -> None:
         if operation == "set":

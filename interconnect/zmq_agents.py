@@ -27,15 +27,18 @@ class AgentDesk:
     def __init__(self, endpoint: str, secret: JobSecret | None) -> None:
         """`endpoint`: tcp://address:port, also with port 0 or a range. Raises InvalidValue when it is not free."""
         self._context = zmq.Context(io_threads=1)
-        self._door: Doorkeeper | None = None
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in (*_OPTIONS, (zmq.BACKLOG, 1024), (zmq.ROUTER_HANDOVER, 1)):
             self._socket.setsockopt(option, value)
-        if secret is not None:
-            pair = KeyPair.of(secret, _ROLE)
-            self._door = Doorkeeper(self._context, lambda key: hmac.compare_digest(key, pair.public))
-            self._door.watch(self._socket)
+        pair = None if secret is None else KeyPair.of(secret, _ROLE)
+        self._door = Doorkeeper(
+            self._context, lambda key: pair is not None and hmac.compare_digest(key, pair.public), logs=pair is not None
+        )
+        self._door.watch(self._socket)
+        if pair is not None:
             let_in(self._socket, pair)
+        self._connections: dict[bytes, int] = {}  # agent → the descriptor that it last spoke by
+        self._broken: list[bytes] = []
         try:
             self.endpoint = listen(self._socket, endpoint)
         except zmq.ZMQError as error:
@@ -44,7 +47,7 @@ class AgentDesk:
                 f"the agents' endpoint {endpoint} must be free on this host: {error.strerror}; name another port"
             ) from error
         self._poll = select.epoll()
-        for descriptor in (self._socket.FD, *([] if self._door is None else self._door.descriptors)):
+        for descriptor in (self._socket.FD, *self._door.descriptors):
             self._poll.register(descriptor, select.EPOLLIN)
 
     def fileno(self) -> int:
@@ -52,16 +55,28 @@ class AgentDesk:
 
     def read(self) -> list[tuple[bytes, bytes]]:
         """What has arrived: the agents' names, which they have chosen, and their messages. Never blocks."""
-        if self._door is not None:
-            self._door.serve()
+        self._door.serve()
+        ended = set(self._door.ended)
         found: list[tuple[bytes, bytes]] = []
         while True:
             try:
-                name, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
+                name, *parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return found
+                break
+            self._door.spoke(parts[-1])
+            self._connections[name.bytes] = int(parts[-1].get(zmq.SRCFD))
             if len(parts) == 1:
-                found.append((name, parts[0]))
+                found.append((name.bytes, parts[0].bytes))
+        broken = [agent for agent, descriptor in self._connections.items() if ended and descriptor in ended]
+        for agent in broken:
+            del self._connections[agent]
+        self._broken += broken
+        return found
+
+    def broken(self) -> list[bytes]:
+        """Agents whose connection has been seen to break since the last time. They may come back."""
+        broken, self._broken = self._broken, []
+        return broken
 
     def send(self, name: bytes, message: bytes) -> None:
         """To an agent that has spoken before; nothing happens if it has gone. Call `read` soon: see `has_more`."""
@@ -74,9 +89,8 @@ class AgentDesk:
     def close(self) -> None:
         """What was sent leaves, within a second."""
         self._poll.close()
-        if self._door is not None:
-            self._socket.disable_monitor()
-            self._door.close()
+        self._socket.disable_monitor()
+        self._door.close()
         self._socket.close()
         self._context.term()
 

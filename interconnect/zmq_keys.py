@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import struct
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,7 @@ log = logging.getLogger("superpod")
 
 _ZAP = "inproc://zeromq.zap.01"
 FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-"""What a monitor tells of a connection that did not come to be."""
+"""What a monitor tells of a connection that did not come to be; but not of one that speaks another protocol."""
 _END_WITHIN = 1.0  # seconds that the doorkeeper's thread has
 
 
@@ -86,6 +87,41 @@ def listen(socket: zmq.Socket[Any], endpoint: str, first: int = 0) -> str:
     raise failure
 
 
+class Comings:
+    """Tells from what a monitor hears whether somebody was turned away.
+
+    Of who speaks another protocol it hears only that a connection has ended, which may as well have been an admitted
+    one's. Those who have spoken are known by their descriptors, and of the silent ones that were admitted the number.
+    """
+
+    def __init__(self) -> None:
+        self._speakers = set[int]()  # descriptors
+        self._silent = 0  # connections that were admitted and have not spoken
+        self._told = False  # of the connection that ends next, that it did not come to be
+
+    def spoke(self, descriptor: int) -> None:
+        if descriptor not in self._speakers:
+            self._speakers.add(descriptor)
+            self._silent -= 1
+
+    def heard(self, kind: int, value: int) -> bool:
+        """Whether this event is that of a connection that was turned away. `value`: a descriptor, or why it failed."""
+        if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._silent += 1
+        elif kind & FAILED:
+            self._told = True
+            return True
+        elif self._told:
+            self._told = False
+        elif value in self._speakers:
+            self._speakers.discard(value)
+        elif self._silent > 0:
+            self._silent -= 1
+        else:
+            return True
+        return False
+
+
 class Doorkeeper:
     """Says for all sockets of a context who is let in. Made before they bind.
 
@@ -93,10 +129,17 @@ class Doorkeeper:
     and needs the interpreter only when somebody knocks.
     """
 
-    def __init__(self, context: zmq.Context[Any], admits: Callable[[bytes], bool]) -> None:
-        """`admits`: whether somebody with this public key (40 characters) is let in; called by whoever serves."""
-        self._admits = admits
+    def __init__(self, context: zmq.Context[Any], admits: Callable[[bytes], bool], *, logs: bool = True) -> None:
+        """A door that nobody has come to yet.
+
+        Args:
+            admits: whether somebody with this public key (40 characters) is let in; called by whoever serves.
+            logs: the first one who is turned away is logged here; False: whoever owns the sockets does it.
+        """
+        self._admits, self._logs = admits, logs
         self.refused = 0  # how often somebody was turned away
+        self.ended = list[int]()  # descriptors of connections that have, at sockets that are watched; for who wants it
+        self._came = Comings()
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(_ZAP)
@@ -107,7 +150,7 @@ class Doorkeeper:
     def watch(self, socket: zmq.Socket[Any]) -> None:
         """Hear of those who do not get as far as showing a key at this socket; before it binds."""
         name = f"inproc://door-{id(socket)}"
-        socket.monitor(name, FAILED)
+        socket.monitor(name, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         monitor = socket.context.socket(zmq.PAIR)
         monitor.setsockopt(zmq.RCVHWM, 0)  # or ZeroMQ's own thread would wait for a reader
         monitor.connect(name)
@@ -118,15 +161,22 @@ class Doorkeeper:
         """What is readable when there may be something to serve."""
         return [int(socket.FD) for socket in (self._socket, *self._monitors)]
 
+    def spoke(self, frame: zmq.Frame) -> None:
+        """A message, of which this is a frame, has come through a socket that is watched."""
+        self._came.spoke(int(frame.get(zmq.SRCFD)))
+
     def serve(self) -> None:
         """Answer everybody who has knocked. The first one who is turned away is logged."""
         before = self.refused
+        self.ended.clear()
         for monitor in self._monitors:
             while zmq.zmq_poll([(monitor, zmq.POLLIN)], 0):
-                monitor.recv_multipart()
-                self.refused += 1
+                kind, value = struct.unpack("=HI", monitor.recv_multipart()[0])
+                self.refused += self._came.heard(kind, value)
+                if kind == zmq.EVENT_DISCONNECTED:
+                    self.ended.append(value)
         self._answer_all()
-        if not before and self.refused:
+        if self._logs and not before and self.refused:
             log.warning("somebody without a key of this job has been turned away, and will be without further words")
 
     def _answer_all(self) -> None:
@@ -147,7 +197,7 @@ class Doorkeeper:
                 log.warning("somebody at %s was not let in: %s", address.decode(errors="replace"), error)
         if admitted:
             return [version, number, b"200", b"OK", b"", b""]
-        self.refused += 1
+        self.refused += not self._monitors  # which tell of it, too
         return [version, number, b"400", b"no key of this job", b"", b""]
 
     def start(self) -> None:

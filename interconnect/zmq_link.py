@@ -87,7 +87,7 @@ class ZmqLink:
         base: Any = super(zmq.Socket, self._socket)  # pyzmq's compiled half: the other half takes its time with checks
         self._send, self._recv = base.send, base.recv
         self._configure()
-        self._door = None if keys is None else Doorkeeper(self.context, keys.admits)
+        self._door = None if keys is None else Doorkeeper(self.context, keys.admits, logs=False)
         self._address = self._listen(place).text()
         self._monitor = self._make_monitor()
         self._routes: dict[int, bytes] = {}  # peer → the route that frames to it take

@@ -212,6 +212,10 @@ class Agent:
 
     # Ending
 
+    @property
+    def doubtful(self) -> bool:
+        return False  # a host is not lost to itself
+
     def next_time(self) -> float | None:
         """When `mind` wants to be called at the latest, by time.monotonic()."""
         times = [moment for moment in (self._deadline, self._survey.next_time()) if moment is not None]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
 from superpod.collectives.standing import Standing, describe
@@ -41,6 +42,11 @@ _ANSWERS = 2.5  # seconds for the hosts to say what their cards are doing, or di
 
 class HostAgent(Protocol):
     """One host of the job: an Agent in this process, or one that is reached over a line."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it will soon be known if the host is lost."""
+        ...
 
     def obey(self, order: dict[str, Any]) -> None: ...
 
@@ -330,15 +336,25 @@ class Head:
         for agent in self._agents:
             agent.mind()
         self._mind_report()
-        if self._hearsay is not None and time.monotonic() >= self._hearsay[0] and not self._ending.begun:
+        if self._believes_at() <= time.monotonic():
+            assert self._hearsay is not None
             self._blame(self._hearsay[1])
+
+    def _believes_at(self) -> float:
+        """When hearsay is believed: not while the loss of a host may turn out to be its cause."""
+        waits = self._hearsay is None or self._ending.begun or any(agent.doubtful for agent in self._agents)
+        return inf if waits or self._hearsay is None else self._hearsay[0]
 
     def _patience(self) -> float | None:
         """Seconds until something is due; None when only the cards can bring news."""
-        hearsay = self._hearsay[0] if self._hearsay is not None and not self._ending.begun else None
         report = self._asked[0] if self._asked is not None else None
-        moments = (self._ending.next_time(), hearsay, report, *(agent.next_time() for agent in self._agents))
-        times = [moment for moment in moments if moment is not None]
+        moments = (
+            self._ending.next_time(),
+            self._believes_at(),
+            report,
+            *(agent.next_time() for agent in self._agents),
+        )
+        times = [moment for moment in moments if moment is not None and moment < inf]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _end_when_done(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from superpod.interconnect.env import LauncherSettings, Settings, exported, node_variables, slurm_step
 from superpod.interconnect.env_nodes import NodeVariables
 from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.hosts_text import cards_text, endpoint_text
 from superpod.launcher.hosts import Host, parse_hosts, read_hostfile, spread
 from superpod.launcher.nodes import PORT, NodeSpec, node_spec
 from superpod.launcher.reach import SILENCE, Reach, exports, shell_words
@@ -26,10 +27,17 @@ def add_cards(cli: argparse.ArgumentParser) -> None:
     cli.add_argument(
         "--nproc-per-node",
         "--nproc_per_node",
-        type=int,
+        type=_cards,
         metavar="K",
-        help="number of cards on each host (or PET_NPROC_PER_NODE)",
+        help="number of cards on each host, or auto: one a processor (or PET_NPROC_PER_NODE)",
     )
+
+
+def _cards(text: str) -> int:
+    try:
+        return cards_text(text)
+    except InvalidValue as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
 
 def add_hosts(cli: argparse.ArgumentParser) -> None:
@@ -195,9 +203,7 @@ def _master(options: argparse.Namespace) -> str:
         if port is not None and options.rdzv_endpoint is None:
             raise InvalidValue(f"--master-port {port} must go with --master-addr HOST; add it, or say --rdzv-endpoint")
         return ""
-    if ":" in address and not address.startswith("["):
-        address = f"[{address}]"  # IPv6
-    return f"{address}:{port or PORT}"
+    return endpoint_text(address, port or str(PORT))
 
 
 def _secret(path: Path | None) -> str:

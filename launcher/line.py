@@ -26,9 +26,11 @@ class Line(Protocol):
 
     Attributes:
         closed: the other side has gone; what is sent goes nowhere.
+        doubted: the connection has broken: until when the other side may come back, by time.monotonic(); else None.
     """
 
     closed: bool
+    doubted: float | None
 
     def fileno(self) -> int: ...
 
@@ -62,6 +64,7 @@ class PipeLine:
     def __init__(self, reader: int, writer: int, *, greets: bool = False, greeted: bool = False) -> None:
         """`greets`: this side writes the greeting; `greeted`: it waits for one."""
         self._reader, self._writer = reader, writer
+        self.doubted: float | None = None  # a pipe that has broken is closed
         for fd in (reader, writer):
             os.set_blocking(fd, False)
         self._queue: deque[memoryview] = deque()

@@ -34,7 +34,7 @@ class JoinedHost:
         self.drain = Drain(selector, line, lambda held: None)
 
     def why(self) -> str:
-        return "its agent has left"
+        return "its agent was killed: the connection to it has broken"
 
     def close(self, *, kill: bool = False) -> None:
         self.line.close()

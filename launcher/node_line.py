@@ -19,16 +19,18 @@ from superpod.launcher.messages import MAX_MESSAGE, pack, unpack
 
 _HIGH, _LOW = 4 << 20, 1 << 20  # bytes under way: the cards' output waits, and goes on
 _BYE_WITHIN = 1.0  # seconds
+_BACK_WITHIN = 1.5  # seconds: an agent that lives connects again within 0.1 s or so, and speaks every half second
 LAST = ("leave", "refuse")  # the orders after which an agent goes, having said "bye"
 _TELL = 256 << 10  # bytes after which the other side is told what has been taken
 
 
 class _Counted(ABC):
-    """What both ends of a line do: pack, count, unpack. Attributes: closed: the other side has gone."""
+    """What both ends of a line do: pack, count, unpack. Attributes: see Line."""
 
     def __init__(self) -> None:
         self._sent = self._taken_there = self._taken = self._told = 0  # bytes
         self.closed = False
+        self.doubted: float | None = None
 
     @abstractmethod
     def _transmit(self, data: bytes) -> None:
@@ -129,8 +131,13 @@ class HeadLine(_Counted):
 
     def bring(self, data: bytes) -> None:
         """A message from the agent."""
+        self.doubted = None
         self._inbox.append(data)
         os.eventfd_write(self._event, 1)
+
+    def broke(self) -> None:
+        """The connection to the agent has: it has been killed, or will be back."""
+        self.doubted = self.doubted or time.monotonic() + _BACK_WITHIN
 
     def _transmit(self, data: bytes) -> None:
         self._desk.send(self._name, data)
@@ -168,6 +175,8 @@ class HeadDesk:
                 self._on_new(line)
             if not line.closed:
                 line.bring(data)
+        for name in self._desk.broken():
+            self._lines[name].broke()
 
     def send(self, name: bytes, data: bytes) -> None:
         self._desk.send(name, data)

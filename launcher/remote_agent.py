@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Any, Protocol
 
 from superpod.collectives.standing import Standing
@@ -100,8 +101,13 @@ class RemoteAgent:
             self._tell({"event": "lost", "text": how, "code": _LOST})
             self._tell({"event": "over"})
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether it will soon be known if the host is lost."""
+        return not self.lost and self._line.doubted is not None
+
     def next_time(self) -> float | None:
-        return None if self.lost else self._heart.next_time()
+        return None if self.lost else min(self._heart.next_time(), self._line.doubted or inf)
 
     def mind(self) -> None:
         if self.lost:
@@ -115,6 +121,8 @@ class RemoteAgent:
             self._lose(f"nothing has been heard of it for {seconds:.1f} s: its link is down, or it is frozen")
             if self._bury is not None and self._processes:
                 self._bury(self._processes, self._groups, self._directory)
+        elif self._line.doubted is not None and time.monotonic() >= self._line.doubted:
+            self._lose(self._host.why())
         elif self._heart.is_due():
             self.obey(BEAT)
 

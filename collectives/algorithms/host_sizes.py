@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,3 +44,34 @@ class Hosts:
         k = self.sizes[host]
         card = np.tile(np.arange(k), k - 1)
         return card, (card + np.repeat(np.arange(1, k), k)) % k
+
+
+class Runs(NamedTuple):
+    """What a host sends to the cards of others: for each of these, shape (n − k,), all that the host has for it.
+
+    Attributes:
+        to: the card; speaker: the one of the host that sends it.
+        slot: where the k blocks lie at the speaker, in the order of the host's ranks.
+    """
+
+    to: IntArray
+    speaker: IntArray
+    slot: IntArray
+
+
+def runs(by: Hosts, host: int) -> Runs:
+    """The runs of a speaker lie one after the other from bank 2 on, in the order of `to`; each within a bank.
+
+    A host of one card sends out of its input.
+    """
+    n, k, first = int(by.first[-1]), by.sizes[host], int(by.first[host])
+    to = np.concatenate([np.arange(first), np.arange(first + k, n)])
+    home = np.searchsorted(by.first, to, side="right") - 1
+    speaker = first + (to - by.first[home]) * k // np.array(by.sizes)[home]
+    if k == 1:
+        return Runs(to, speaker, to)
+    order = np.argsort(speaker, kind="stable")
+    number = np.empty_like(to)  # among those of its speaker
+    number[order] = np.arange(len(to)) - np.searchsorted(speaker[order], speaker[order])
+    a_bank = n // k
+    return Runs(to, speaker, 2 * n + number // a_bank * n + number % a_bank * k)

@@ -22,7 +22,7 @@ from superpod.collectives.simulate import Machine
 from superpod.collectives.statistics import Statistics
 from superpod.interconnect import topology_file
 from superpod.interconnect.env import Settings
-from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.errors import CollectiveMismatch, InvalidValue
 from superpod.simulator import predict
 
 TOPOLOGY = "atlas-950"
@@ -32,8 +32,10 @@ class Cards:
     """n cards as threads, each with a clock."""
 
     def __init__(self, n, topology=TOPOLOGY, placement="packed"):
-        pricer = Pricer.of(topology, placement, n)
-        self.clocks = [Clock(rank, pricer) for rank in range(n)]
+        """`topology`: of all, or a list, one for each."""
+        machines = [topology] * n if isinstance(topology, str) else topology
+        pricers = {machine: Pricer.of(machine, placement, n) for machine in machines}
+        self.clocks = [Clock(rank, pricers[machine]) for rank, machine in enumerate(machines)]
         self.comms = []
         for runtime, clock in zip(Runtime.in_memory(n, Settings()), self.clocks, strict=True):
             runtime.clock = clock
@@ -94,6 +96,16 @@ def test_algorithms_with_a_shape_run_by_that_of_the_machine(cards):
         row["modelled"]
         == sim("all_reduce", "per_dimension", 16, row["bytes"] // row["calls"])["seconds"] * row["calls"]
     )
+
+
+def test_ranks_that_go_by_different_machines_disagree(cards):
+    """Where the schedule follows from the machine; elsewhere it makes no difference."""
+    job = cards(4, ["atlas-950", "cloudmatrix384", "atlas-950", "atlas-950"])
+    job.do(lambda comm, clock: check(comm, "all_reduce", "ring", 1000))
+    with pytest.raises(CollectiveMismatch) as error:
+        job.do(lambda comm, clock: comm.all_reduce(np.ones(1000), algorithm="per_dimension"))
+    for name in ("atlas-950", "cloudmatrix384"):
+        assert f"by per_dimension in the shape of {name}" in str(error.value)
 
 
 def test_calls_bytes_and_walls(cards):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superpod.collectives import algorithms
+from superpod.collectives import algorithms, hosts
 from superpod.collectives.hosts import Layout
 from superpod.collectives.schedule import ROOTED, Schedule
 from superpod.collectives.select import Selector
@@ -19,6 +20,7 @@ from superpod.collectives.select_hosts import BETWEEN_HOSTS, MAX, between_hosts
 from superpod.collectives.verify import verify
 from superpod.interconnect.env import COLLECTIVES
 from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.host import Address
 
 HOSTED = [(c, name) for c in COLLECTIVES for name in algorithms.names(c) if algorithms.get(c, name).hosted]
 SHAPED = [(c, name) for c in COLLECTIVES for name in algorithms.names(c) if algorithms.get(c, name).shaped]
@@ -37,11 +39,11 @@ def roots(collective: str, n: int) -> range:
 
 def leaving(schedule: Schedule, layout: Layout) -> dict[int, Fraction]:
     """Host → what it sends to others, as a multiple of S."""
-    hosts, out = np.array(layout.hosts), dict.fromkeys(range(layout.count), Fraction(0))
+    places, out = np.array(layout.hosts), dict.fromkeys(range(layout.count), Fraction(0))
     for step in schedule.steps():
-        away = hosts[step.src] != hosts[step.dst]
+        away = places[step.src] != places[step.dst]
         for src, count in zip(step.src[away], step.count[away], strict=True):
-            out[int(hosts[src])] += Fraction(int(count), schedule.nchunks)
+            out[int(places[src])] += Fraction(int(count), schedule.nchunks)
     return out
 
 
@@ -95,6 +97,17 @@ class TestBetweenHosts:
         assert scattered == {host: Fraction(n - k, n) for host, k in enumerate(sizes)}
 
     @pytest.mark.parametrize("sizes", [s for s in SIZES if len(s) > 1], ids=str)
+    def test_rails_of_all_to_all_send_the_least_in_few_messages(self, sizes: tuple[int, ...]) -> None:
+        layout, n = layout_of(sizes), sum(sizes)
+        schedule, places = layout.build("all_to_all", "rails"), np.array(layout.hosts)
+        assert leaving(schedule, layout) == {host: Fraction(k * (n - k), n) for host, k in enumerate(sizes)}
+        messages = np.zeros(len(sizes), np.int64)
+        for step in schedule.steps():
+            away = places[step.src] != places[step.dst]
+            np.add.at(messages, places[step.src[away]], 1)
+        assert messages.tolist() == [n - k for k in sizes]  # direct exchange: k times as many
+
+    @pytest.mark.parametrize("sizes", [s for s in SIZES if len(s) > 1], ids=str)
     def test_leaders_send_each_array_once_a_host(self, sizes: tuple[int, ...]) -> None:
         layout, m = layout_of(sizes), len(sizes)
         assert sum(leaving(layout.build("all_reduce", "leaders"), layout).values()) == 2 * (m - 1)
@@ -102,11 +115,22 @@ class TestBetweenHosts:
             for root in range(sum(sizes)):
                 assert sum(leaving(layout.build(collective, "leaders", root), layout).values()) == m - 1
 
+    @pytest.mark.parametrize("collective", ["gather", "scatter"])
+    @pytest.mark.parametrize("sizes", [s for s in SIZES if len(s) > 1], ids=str)
+    def test_leaders_gather_and_scatter_in_one_message_a_host(self, collective: str, sizes: tuple[int, ...]) -> None:
+        layout, n, places = layout_of(sizes), sum(sizes), np.repeat(np.arange(len(sizes)), sizes)
+        for root in range(n):
+            schedule = layout.build(collective, "leaders", root)
+            far = n - sizes[places[root]]
+            assert sum(leaving(schedule, layout).values()) == Fraction(far, n)
+            away = [int(np.count_nonzero(places[s.src] != places[s.dst])) for s in schedule.steps()]
+            assert sum(away) == len(sizes) - 1
+
     def test_only_leaders_speak_to_other_hosts(self) -> None:
         layout = layout_of((3, 4, 2))
-        hosts = np.array(layout.hosts)
+        places = np.array(layout.hosts)
         for src, dst in layout.build("broadcast", "leaders", 5).links():
-            assert hosts[src] == hosts[dst] or {src, dst} <= {0, 5, 7}
+            assert places[src] == places[dst] or {src, dst} <= {0, 5, 7}
 
 
 class TestLayouts:
@@ -125,6 +149,27 @@ class TestLayouts:
         assert mixed.can("all_reduce", "rails")
         assert not mixed.can("all_reduce", "ring")
         assert str(mixed.build("all_reduce", "ring")) == str(algorithms.build("all_reduce", "ring", 4))
+
+
+class TestFindingOut:
+    def test_the_others_share_the_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first rank waits for all of them together no longer than for one."""
+        now, given_seconds = [100.0], []
+
+        def find(rank: int, group: object, seconds: float) -> str:
+            given_seconds.append(seconds)
+            now[0] += 4.0  # it comes late
+            return near
+
+        near = Address("ipc:///x", "00", "a", "").text()
+        monkeypatch.setattr(hosts, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(hosts, "split", lambda address: (address, "far"))
+        mesh = SimpleNamespace(rank=0, link=SimpleNamespace(address=near), find=find, publish=lambda *what: None)
+        group = SimpleNamespace(ident=1, life=0)
+        layout = hosts.OnHosts(mesh, group, range(4), 10.0).layout()  # type: ignore[arg-type]
+        assert layout is not None
+        assert layout.hosts == (0, 0, 0, 0)
+        assert given_seconds == [10.0, 6.0, 2.0]
 
 
 class TestSelection:
@@ -151,8 +196,15 @@ class TestSelection:
         assert self.choose("all_reduce", 8, layout) == Selector({}).choose("all_reduce", 8, 8).algorithm
 
     def test_boards_are_for_one_host(self) -> None:
-        flat = self.choose("all_to_all", 8, layout_of((4, 4)), board=True)
-        assert flat == Selector({}).choose("all_to_all", 8, 8).algorithm
+        flat = self.choose("gather", 8, layout_of((4, 4)), board=True)
+        assert flat == Selector({}).choose("gather", 8, 8).algorithm
+
+    def test_all_to_all_goes_in_rails_while_messages_count(self) -> None:
+        names = [self.choose("all_to_all", nbytes, layout_of((4, 4))) for nbytes in (8, 64 << 20)]
+        assert names == ["rails", "direct"]
+        unequal = Selector({}).choose("all_to_all", 0, 8, equal_blocks=False, layout=layout_of((4, 4)))
+        assert unequal.algorithm == "direct"
+        assert self.choose("all_to_all", 8, Layout([0, 1, 0, 1])) == "direct"
 
     def test_what_the_user_says_comes_first(self) -> None:
         assert self.choose("all_reduce", 8, layout_of((4, 4)), overrides={"all_reduce": "ring"}) == "ring"

@@ -22,6 +22,10 @@ for root in range(comm.world_size):
         data = random.standard_normal(count)
         comm.broadcast(data, root=root)
         digest.update(data.tobytes())
+for length in (0, 1, 1000, 300_001):
+    data = random.standard_normal((comm.world_size, length))
+    got = {name: comm.all_to_all(data, algorithm=name) for name in ("rails", "pairwise")}
+    assert (got["rails"] == got["pairwise"]).all()
 for _ in range(20):
     comm.barrier()
 half = [comm.group(range(first, comm.world_size, 2)) for first in (0, 1)][comm.rank % 2]

@@ -4,76 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 from host_jobs import wait_for_lines
-
-WITHIN = 5.0  # seconds from the loss to the end of the job
-WITHIN_FROZEN = 10.0
-
-TURNING = """
-import numpy as np
-import superpod
-
-comm = superpod.init()
-x = np.ones(1000, np.float32)
-comm.all_reduce(x)
-print("turning", flush=True)
-while True:
-    comm.all_reduce(x)
-    x[:] = 1
-"""
+from losses import BY_NODES, BY_SSH, LOSSES, TABLE, WITHIN, Loss, Watch, title, turning
 
 
-def turning(cluster, hosts="a:2,b:2,c:2"):
-    """A job all of whose cards are in a collective."""
-    job = cluster.start("--hosts", hosts, cluster.script("turning.py", TURNING))
-    ranks = sum(int(part.partition(":")[2]) for part in hosts.split(","))
-    names = [name for part in hosts.split(",") for name in part.partition(":")[0] * int(part.partition(":")[2])]
-    wait_for_lines(job.stdout, [f"[{r}@{names[r]}] turning" for r in range(ranks)])
-    return job
+@pytest.mark.parametrize("start", [BY_SSH, BY_NODES], ids=["ssh", "nodes"])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.do.__name__)
+def test_a_loss_ends_the_job_in_time_by_name(cluster, doc, loss: Loss, start: str):
+    job = turning(cluster, start)
+    lost, others = cluster.host(loss.host), [cluster.host(name) for name in "abc" if name != loss.host]
+    watch = Watch()
+    loss.do(lost, job)
+    for host in others:
+        watch.until_empty(host)
+    seconds = watch.seconds
+    left = loss.left(lost, watch, start)
+    told = job.told(loss)
+    assert seconds < loss.within, f"{seconds:.1f} s\n{told}"
+    doc(TABLE, title(loss, start), {
+        "what is said": told, "the other hosts are empty after": f"{seconds:.1f} s", "what is left on it": left,
+    })  # fmt: skip
 
 
-def take_link_down(host):
-    host.link("down")
-
-
-def kill_agent(host):
-    os.kill(host.named("superpod-agent")[0], signal.SIGKILL)
-
-
-def kill_zygote(host):
-    os.kill(host.named("superpod-zygote")[0], signal.SIGKILL)
-
-
-def stop_everything(host):
-    host.signal(signal.SIGSTOP)
-
-
-LOSSES = [
-    (take_link_down, WITHIN, "nothing has been heard of it for 3."),
-    (kill_agent, WITHIN, "its agent was killed, or ssh has lost it"),
-    (kill_zygote, WITHIN, "its zygote (pid "),
-    (stop_everything, WITHIN_FROZEN, "nothing has been heard of it for 3."),
-]
-
-
-@pytest.mark.parametrize(("lose", "within", "how"), LOSSES, ids=lambda value: getattr(value, "__name__", ""))
-def test_the_loss_of_a_host_ends_the_job_in_time_by_name(cluster, lose, within, how):
-    job = turning(cluster)
-    began = time.monotonic()
-    lose(cluster.host("b"))
-    ended = cluster.finish(job)
-    seconds = time.monotonic() - began
-    assert ended.code != 0
-    headline = next(line for line in ended.err.splitlines() if "the job failed" in line)
-    assert headline.startswith("superpod-run: the job failed: host b (ranks 2-3) was lost: " + how), ended.err
-    others = [line for line in ended.err.splitlines() if "PeerLost" in line]
-    assert others, ended.err
-    assert all("host b" in line for line in others), others
-    assert "ranks 2-3: lost with the host" in ended.err
-    assert seconds < within, f"{seconds:.1f} s\n{ended.err}"
+def test_the_table_has_every_loss():
+    assert list(TABLE.rows()) == [title(loss, start) for start in (BY_SSH, BY_NODES) for loss in LOSSES]
 
 
 def test_a_card_that_fails_on_another_host_is_named_with_it(cluster):
@@ -98,15 +54,8 @@ def test_a_card_that_fails_on_another_host_is_named_with_it(cluster):
     os.unlink(record)
 
 
-def test_the_launchers_death_ends_the_job_on_every_host(cluster):
-    job = turning(cluster)
-    job.kill()
-    job.wait()
-    assert cluster.hosts.wait_until_nothing_is_left(5) == {}
-
-
 def test_ctrl_c_ends_the_job_on_every_host(cluster):
-    job = turning(cluster)
+    job = turning(cluster, BY_SSH).head
     job.send_signal(signal.SIGINT)
     ended = cluster.finish(job)
     assert ended.code == 130

@@ -46,14 +46,16 @@ def test_nodes_join_and_become_one_job(cluster, endpoint):
     assert [cluster.finish(other).code for other in others] == [0, 0]
 
 
-def test_torchruns_variables_and_a_secret_file(cluster):
+@pytest.mark.parametrize("address", ["10.77.0.1", "fd77::1"])
+def test_torchruns_variables_and_a_secret_file(cluster, address):
+    """As Kubeflow sets them, whose WORLD_SIZE and RANK count nodes."""
     script = cluster.script("who.py", WHO)
     (cluster.folder / "secret").write_text(SECRET + "\n")
-    meeting = {"PET_NNODES": "2", "PET_MASTER_ADDR": "10.77.0.1", "PET_MASTER_PORT": "29402"}
+    meeting = {"PET_NNODES": "2", "PET_MASTER_ADDR": address, "PET_MASTER_PORT": "29402", "WORLD_SIZE": "2"}
     jobs = [
         cluster.start(
             "--secret-file", "secret", "-n", "3", script, on=host,
-            env={**meeting, "PET_NODE_RANK": str(rank)},
+            env={**meeting, "PET_NODE_RANK": str(rank), "RANK": str(rank), "PET_NPROC_PER_NODE": "auto"},
         )
         for rank, host in enumerate("ab")
     ]  # fmt: skip

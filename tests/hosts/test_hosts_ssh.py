@@ -6,7 +6,7 @@ import json
 import sys
 
 import pytest
-from namespaces import ROOT
+from namespaces import ROOT, run
 
 WHO = """
 import os, socket, sys
@@ -82,6 +82,35 @@ def test_ipv6_addresses_without_names(cluster):
     assert job.code == 0, job.err
     assert sorted(line.split("]", 1)[1].split()[0] for line in job.lines) == ["a", "b", "b"]
     assert {line.split()[2] for line in job.lines} == {"6.0"}
+
+
+@pytest.fixture
+def second_network(cluster):
+    """Hosts a and b have an interface docker0, too, which leads nowhere."""
+    devices = [("-n", cluster.host(name).netns) for name in "ab"]
+    for number, where in enumerate(devices, 1):
+        run("ip", *where, "link", "add", "docker0", "type", "veth", "peer", "name", "nowhere")
+        run("ip", *where, "address", "add", f"10.88.0.{number}/24", "dev", "docker0")
+        run("ip", *where, "link", "set", "docker0", "up")
+    yield
+    for where in devices:
+        run("ip", *where, "link", "delete", "docker0")
+
+
+@pytest.mark.parametrize("choice", ["eth0,^docker0", "^docker", "=eth0,docker0,^docker0"])
+def test_interfaces_are_chosen_as_nccl_has_it(cluster, second_network, choice):
+    script = cluster.script(
+        "where.py", "import os, superpod\nsuperpod.init().barrier()\nprint(os.environ['SUPERPOD_ADDRESS'])"
+    )
+    job = cluster("--hosts", "a,b", "--interface", choice, script)
+    assert (job.code, job.lines) == (0, ["[0@a] 10.77.0.1", "[1@b] 10.77.0.2"]), job.err
+
+
+def test_the_interface_that_was_chosen_counts(cluster, second_network):
+    """Though it is not the way to the others."""
+    script = cluster.script("where.py", "import os, superpod\nprint(os.environ['SUPERPOD_ADDRESS'])")
+    job = cluster("--hosts", "a,b", "--interface", "docker0", script)
+    assert (job.code, job.lines) == (0, ["[0@a] 10.88.0.1", "[1@b] 10.88.0.2"]), job.err
 
 
 def test_environment_and_folder_travel(cluster):

@@ -83,6 +83,56 @@ def test_leaders_send_what_their_formula_says(cluster):
     assert sum(sent(job, sizes).values()) == 2 * 2 * TOTAL
 
 
+EXCHANGE = """
+import numpy as np
+import superpod
+
+comm = superpod.init()
+for nbytes in (8, 100_000):
+    data = np.full((comm.world_size, nbytes), comm.rank, np.uint8)
+    got = comm.all_to_all(data, algorithm="rails")
+    assert (got == np.arange(comm.world_size, dtype=np.uint8)[:, None]).all()
+link = comm._engine.mesh.link
+print(link.near.name, link.bytes_far)
+comm.close()
+"""
+
+
+@pytest.mark.parametrize("link", ["zmq", "shm"])
+def test_rails_of_all_to_all_send_what_their_formula_says(cluster, link):
+    sizes = [("a", 3), ("b", 1), ("c", 2)]
+    script = cluster.script("exchange.py", EXCHANGE)
+    job = cluster("--hosts", "a:3,b:1,c:2", "-x", f"SUPERPOD_LINK={link}", script)
+    assert job.code == 0, job.err
+    assert sent(job, sizes) == {host: k * (6 - k) * 100_008 for host, k in sizes}
+
+
+ROOTED = """
+import numpy as np
+import superpod
+
+comm = superpod.init()
+for root in range(comm.world_size):
+    own = np.full(50_000, comm.rank, np.uint8)
+    got = comm.gather(own, root=root, algorithm="leaders")
+    assert comm.rank != root or (got == np.arange(comm.world_size, dtype=np.uint8)[:, None]).all()
+    comm.scatter(got, root=root, out=own, algorithm="leaders")
+    assert (own == comm.rank).all()
+link = comm._engine.mesh.link
+print(link.near.name, link.bytes_far)
+comm.close()
+"""
+
+
+def test_leaders_of_gather_and_scatter_send_what_their_formula_says(cluster):
+    sizes = [("a", 3), ("b", 1), ("c", 2)]
+    job = cluster("--hosts", "a:3,b:1,c:2", cluster.script("rooted.py", ROOTED))
+    assert job.code == 0, job.err
+    to_roots = {host: k * (6 - k) * 50_000 for host, k in sizes}  # all roots of other hosts together
+    from_roots = {host: k * (6 - k) * 50_000 for host, k in sizes}
+    assert sent(job, sizes) == {host: to_roots[host] + from_roots[host] for host, _ in sizes}
+
+
 def test_the_summary_says_how_much_went_between_hosts(cluster):
     job = cluster("--hosts", "a:2,b:2", "--summary-json", "s.json", cluster.script("reduce.py", REDUCE), "any")
     assert job.code == 0, job.err

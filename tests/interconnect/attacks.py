@@ -1,6 +1,7 @@
 """What an attacker on the network can do to a port of a job: one function an attack, and the table that docs/ shows.
 
-Every attack gets the port of a card or of the launcher's store, knows the protocol and, where it says so, more.
+Every attack gets the port of a card, of the launcher's store or of the agents' channel, knows the protocol and, where
+it says so, more. It returns what it has seen, in words for the table.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import contextlib
 import random
 import resource
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -16,11 +19,17 @@ from typing import NamedTuple
 import zmq
 from cards import SOON
 
+from doc_tables import DocTable
 from superpod.interconnect.secret import JobSecret
 from superpod.interconnect.zmq_keys import KeyPair, knock
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\3\0"
+FULL_GREETING, WELCOME = 64, 2 + 168  # bytes: what CURVE's server says to anybody who says hello
 CONNECTIONS = 10_000
+PLACES = ("a card", "the launcher's store", "the agents' channel")
+TABLE = DocTable("security.md", "attacks", "somebody", (*PLACES, "in the log", "the job"))
+
+_HANDSHAKE, _DOORKEEPER, _HUNG_UP = "refused in the handshake", "refused by the doorkeeper", "hung up on"
 
 
 class Target(NamedTuple):
@@ -36,11 +45,10 @@ class Target(NamedTuple):
 
 
 class Attack(NamedTuple):
-    """One row of the table."""
+    """One row of the table. `run` returns what became of it."""
 
     title: str
-    outcome: str
-    run: Callable[[Target], None]
+    run: Callable[[Target], str]
 
 
 @contextlib.contextmanager
@@ -58,7 +66,7 @@ def _until_hung_up(line: socket.socket) -> int:
     return heard
 
 
-def _says_nothing(target: Target, prepare: Callable[[zmq.Socket[bytes]], None]) -> None:
+def _says_nothing(target: Target, prepare: Callable[[zmq.Socket[bytes]], None]) -> str:
     """A ZeroMQ client that asks and pushes; nothing of it gets through, and nothing comes back."""
     context = zmq.Context()
     try:
@@ -74,6 +82,7 @@ def _says_nothing(target: Target, prepare: Callable[[zmq.Socket[bytes]], None]) 
             assert kind != zmq.EVENT_HANDSHAKE_SUCCEEDED, "it was let in"
         assert not client.poll(0)
         client.disable_monitor()
+        return _DOORKEEPER if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH else _HANDSHAKE
     finally:
         context.destroy(linger=0)
 
@@ -91,28 +100,28 @@ def _next(monitor: zmq.Socket[bytes]) -> int:
     return int.from_bytes(monitor.recv_multipart()[0][:2], "little")
 
 
-def without_a_key(target: Target) -> None:
-    _says_nothing(target, lambda client: None)
+def without_a_key(target: Target) -> str:
+    return _says_nothing(target, lambda client: None)
 
 
-def with_another_jobs_keys(target: Target) -> None:
+def with_another_jobs_keys(target: Target) -> str:
     theirs = KeyPair.of(JobSecret.new(), target.role)
-    _says_nothing(target, lambda client: knock(client, theirs, theirs.public))
+    return _says_nothing(target, lambda client: knock(client, theirs, theirs.public))
 
 
-def with_a_key_of_its_own(target: Target) -> None:
+def with_a_key_of_its_own(target: Target) -> str:
     """It has found out the public key that the port listens with."""
     listens_with = KeyPair.of(target.secret, target.role).public
-    _says_nothing(target, lambda client: knock(client, KeyPair.fresh(), listens_with))
+    return _says_nothing(target, lambda client: knock(client, KeyPair.fresh(), listens_with))
 
 
-def with_the_keys_of_another_role(target: Target) -> None:
-    """A client of the launcher's store at a card's port, or the other way round."""
-    other = KeyPair.of(target.secret, {"cards": "store", "store": "cards"}[target.role])
-    _says_nothing(target, lambda client: knock(client, other, KeyPair.of(target.secret, target.role).public))
+def with_the_keys_of_another_role(target: Target) -> str:
+    """A client of the launcher's store or an agent at a card's port, or the other way round."""
+    other = KeyPair.of(target.secret, {"cards": "store", "store": "agents", "agents": "cards"}[target.role])
+    return _says_nothing(target, lambda client: knock(client, other, KeyPair.of(target.secret, target.role).public))
 
 
-def replay(target: Target) -> None:
+def replay(target: Target) -> str:
     """It stands between two that belong together, records what passes, and says it again."""
     said = _record(target)
     assert len(said) > 64 + 200, "the handshake was recorded"
@@ -121,7 +130,8 @@ def replay(target: Target) -> None:
         with _line(target) as line:
             line.sendall(said[:cut])
             line.shutdown(socket.SHUT_WR)
-            _until_hung_up(line)
+            assert _until_hung_up(line) <= FULL_GREETING + WELCOME, "it was let in"
+    return _HANDSHAKE
 
 
 def _record(target: Target) -> bytes:
@@ -157,7 +167,7 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
             target.sendall(data)
 
 
-def huge_headers(target: Target) -> None:
+def huge_headers(target: Target) -> str:
     """Frames that announce 2 GiB, before and after the greeting, of either mechanism."""
     announced = (1 << 31).to_bytes(8, "big")
     for mechanism in (b"CURVE", b"NULL"):
@@ -167,17 +177,19 @@ def huge_headers(target: Target) -> None:
                 with contextlib.suppress(OSError):  # hung up on in the middle
                     line.sendall(flags + announced + b"x" * 4096)
                     line.shutdown(socket.SHUT_WR)
-                assert _until_hung_up(line) < 4096
+                assert _until_hung_up(line) <= FULL_GREETING
+    return _HUNG_UP
 
 
-def garbage(target: Target) -> None:
+def garbage(target: Target) -> str:
     """Other protocols, and noise."""
     noise = random.Random(5)
     for data in (b"GET / HTTP/1.1\r\n\r\n" * 9, b"\x16\3\1\2\0" + bytes(500), b"SSH-2.0-x\r\n" * 9, *_noise(noise)):
         with _line(target) as line, contextlib.suppress(OSError):
             line.sendall(data)
             line.shutdown(socket.SHUT_WR)
-            _until_hung_up(line)
+            assert _until_hung_up(line) <= FULL_GREETING
+    return _HUNG_UP
 
 
 def _noise(source: random.Random) -> Iterator[bytes]:
@@ -185,40 +197,61 @@ def _noise(source: random.Random) -> Iterator[bytes]:
         yield source.randbytes(source.randrange(1, 2000))
 
 
-def port_scan(target: Target) -> None:
-    """Connections that say nothing and go, half of them with a reset."""
+def port_scan(target: Target) -> str:
+    """Connections that say nothing and go, half of them with a reset; one hears what is said to it."""
+    with _line(target) as line:
+        heard = line.recv(4096)
+    assert 0 < len(heard) <= FULL_GREETING, heard
     for i in range(200):
         with _line(target) as line:
             if i % 2:
                 line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    return "an open port of ZeroMQ's"
 
 
-def many_connections(target: Target) -> None:
-    """10,000 at once that stay; as many as this process may have, where that is less."""
-    with contextlib.ExitStack() as lines:
-        for _ in range(most_connections()):
-            lines.enter_context(_line(target))
+_HOLD = """
+import resource, socket, sys
+count, port = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+lines = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(count)]
+print("holds", flush=True)
+sys.stdin.read()
+heard = 0
+for line in lines:
+    line.setblocking(False)
+    try:
+        heard = max(heard, len(line.recv(4096)))
+    except (BlockingIOError, ConnectionError):
+        pass
+print(heard)
+"""
+
+
+def many_connections(target: Target) -> str:
+    """10,000 at once, from a process of their own, that stay; as many as can be, where that is less."""
+    command = [sys.executable, "-c", _HOLD, str(most_connections()), str(target.port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as attacker:
+        assert attacker.stdout is not None
+        assert attacker.stdout.readline() == "holds\n"
+        heard, _ = attacker.communicate("", 3 * SOON)
+    assert int(heard) <= FULL_GREETING
+    return "kept waiting, then hung up on"
 
 
 def most_connections() -> int:
-    """The attacked one is in this process, too, so each connection costs two descriptors."""
-    return min(CONNECTIONS, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500) // 2)
+    """How many the attacked one, this process, can have, and the attacker."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(CONNECTIONS, soft - 500, hard - 50)
 
 
 ATTACKS = (
-    Attack("connects without a key", "refused in the handshake", without_a_key),
-    Attack("connects with the keys of another job", "refused in the handshake", with_another_jobs_keys),
-    Attack("knows the port's public key, and has a key of its own", "refused by the doorkeeper", with_a_key_of_its_own),
-    Attack("has the keys of another role in the job", "refused by the doorkeeper", with_the_keys_of_another_role),
-    Attack("replays what it has recorded, whole and in part", "refused in the handshake", replay),
-    Attack("announces frames of 2 GiB", "hung up on, nothing allocated", huge_headers),
-    Attack("speaks HTTP, TLS, SSH or noise", "hung up on", garbage),
-    Attack("scans the port, 200 times", "nothing to be learnt but that it is open", port_scan),
-    Attack("opens 10,000 connections and keeps them", "they get nowhere; those of cards come and go", many_connections),
+    Attack("connects without a key", without_a_key),
+    Attack("connects with the keys of another job", with_another_jobs_keys),
+    Attack("knows the port's public key, and has a key of its own", with_a_key_of_its_own),
+    Attack("has the keys of another role in the job", with_the_keys_of_another_role),
+    Attack("replays what it has recorded, whole and in part", replay),
+    Attack("announces frames of 2 GiB", huge_headers),
+    Attack("speaks HTTP, TLS, SSH or noise", garbage),
+    Attack("scans the port, 200 times", port_scan),
+    Attack("opens 10,000 connections and keeps them", many_connections),
 )
-
-
-def table() -> str:
-    """The table in docs/security.md."""
-    rows = [f"| {attack.title} | {attack.outcome} |" for attack in ATTACKS]
-    return "\n".join(["| somebody | what becomes of it |", "|---|---|", *rows])

@@ -47,13 +47,16 @@ def host(monkeypatch):
         ("^=eth0,=lo,=docker0", "10.1.0.5"),
         ("eth,^eth0", "10.1.0.5"),
         ("eth0 , ^docker0", "10.0.0.5"),
+        ("=ib0,eth", "10.2.0.5"),  # "=" holds for all that comes after it
+        ("^=docker0,lo,eth", "10.0.0.5"),
+        ("=eth,ib0,^lo", "10.2.0.5"),
     ],
 )
 def test_choices(host, choice, address):
     assert local_address(choice) == address
 
 
-@pytest.mark.parametrize("choice", ["eth9", "=eth", "^eth,ib,lo,docker", "eth0,^eth"])
+@pytest.mark.parametrize("choice", ["eth9", "=eth", "^eth,ib,lo,docker", "eth0,^eth", "=ib,eth"])
 def test_a_choice_that_fits_none(host, choice):
     with pytest.raises(InvalidValue, match=r"fits none of this host's: lo \(127\.0\.0\.1\), .*; name some of"):
         local_address(choice)

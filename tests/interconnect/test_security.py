@@ -6,21 +6,24 @@ import contextlib
 import logging
 import resource
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from attacks import ATTACKS, Attack, Target, table
-from cards import SECRET, SOON, Card, dictionary, near_and_far, start, within
+import zmq
+from agents_channel import Head, ask
+from attacks import ATTACKS, CONNECTIONS, TABLE, Attack, Target, most_connections
+from cards import SECRET, SOON, Card, dictionary, eventually, near_and_far, start, within
 from test_rendezvous import Server
 
+from doc_tables import Say
 from superpod.interconnect.errors import InvalidValue, PeerLost
 from superpod.interconnect.host import Address, split
 from superpod.interconnect.host_link import introduce
 from superpod.interconnect.keys import Keys
 from superpod.interconnect.rendezvous import LauncherStore, StoreServer
 from superpod.interconnect.secret import JobSecret
-
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "security.md"
+from superpod.interconnect.zmq_keys import Comings
 
 attacks = pytest.mark.parametrize(
     "attack",
@@ -67,47 +70,84 @@ def resident_within(nbytes: int):
     assert now() - before < nbytes
 
 
+def attacked(attack: Attack, target: Target, exchange: Callable[[], None]) -> str:
+    """What became of the attack, while the attacked go on with theirs."""
+    with resident_within(256 << 20):
+        attacker, turns = start(lambda: attack.run(target)), 0
+        while not attacker.done():
+            exchange()
+            turns += 1
+        assert turns
+        return attacker.result(0)
+
+
+def show(doc: Say, attack: Attack, place: str, outcome: str, logged: Callable[[], int]) -> None:
+    """The row of the table, or this place's part of it, once the refusal is in the log."""
+    eventually(logged)
+    how_often = {1: "once"}.get(logged(), f"{logged()} times")
+    if attack.run.__name__ != "many_connections" or most_connections() == CONNECTIONS:
+        doc(TABLE, attack.title, {place: outcome, "in the log": how_often, "the job": "goes on, a latecomer joins"})
+
+
+@pytest.fixture
+def logged(caplog):
+    """`logged()`: how many warnings superpod has logged so far."""
+    caplog.set_level(logging.WARNING, "superpod")
+    return lambda: len([r for r in caplog.records if r.name == "superpod"])
+
+
 @attacks
-def test_a_card_under_attack(several, attack: Attack, caplog):
+def test_a_card_under_attack(several, attack: Attack, logged, doc: Say):
     one, other, late = several(3)
     exchange(one, other)
-    target = Target(port_of(one), SECRET, "cards")
-    with caplog.at_level(logging.WARNING), resident_within(256 << 20):
-        attacker = start(lambda: attack.run(target))
-        while not attacker.done():
-            exchange(one, other)
-        attacker.result(0)
-        exchange(one, late)  # who has not been here before still gets in
-        exchange(one, other)
-    assert len([r for r in caplog.records if r.levelno >= logging.WARNING and "rank 0" in r.getMessage()]) <= 1
+    outcome = attacked(attack, Target(port_of(one), SECRET, "cards"), lambda: exchange(one, other))
+    exchange(one, late)  # who has not been here before still gets in
+    exchange(one, other)
     one.until(lambda: one.mesh.refused)
     reasons = {str(error).partition(":")[0].partition(" b'")[0] for error in one.mesh.refused}
     assert reasons <= {"connection from somebody who showed no key of this job", "message from an unknown sender"}
+    show(doc, attack, "a card", outcome, logged)
 
 
 @attacks
-def test_the_launchers_store_under_attack(attack: Attack, caplog):
+def test_the_launchers_store_under_attack(attack: Attack, logged, doc: Say):
     server = Server("tcp://127.0.0.1:0", SECRET)
     try:
         store = LauncherStore(server.store.endpoint, None, SECRET)
+
+        def use() -> None:
+            store.set("key", b"right")
+            assert store.get("key", SOON) == b"right"
+
         target = Target(int(server.store.endpoint.rpartition(":")[2]), SECRET, "store")
-        with caplog.at_level(logging.WARNING), resident_within(256 << 20):
-            attacker = start(lambda: attack.run(target))
-            while not attacker.done():
-                store.set("key", b"right")
-                assert store.get("key", SOON) == b"right"
-            attacker.result(0)
+        outcome = attacked(attack, target, use)
         late = LauncherStore(server.store.endpoint, None, SECRET)
         assert late.get("key", SOON) == b"right"
-        assert len([r for r in caplog.records if "has been turned away" in r.getMessage()]) <= 1
+        show(doc, attack, "the launcher's store", outcome, logged)
         late.close()
         store.close()
     finally:
         server.stop()
 
 
-def test_the_docs_say_what_was_tested():
-    assert table() in DOCS.read_text()
+@attacks
+def test_the_agents_channel_under_attack(attack: Attack, logged, doc: Say):
+    head = Head(SECRET)
+    try:
+        agents = [head.agent()]
+        outcome = attacked(attack, Target(head.port, SECRET, "agents"), lambda: ask(agents[0]))
+        agents.append(head.agent())
+        ask(agents[1])
+        assert len(head.names - {b"recorded"}) == 2, "nobody but the agents has been heard"
+        show(doc, attack, "the agents' channel", outcome, logged)
+        for agent in agents:
+            agent.close()
+    finally:
+        head.stop()
+
+
+def test_the_table_has_every_attack():
+    assert list(TABLE.rows()) == [attack.title for attack in ATTACKS]
 
 
 def test_a_replayed_message_never_arrives():
@@ -122,6 +162,28 @@ def test_a_replayed_message_never_arrives():
         assert [request[3] for request in seen] == ["replayed"]
     finally:
         server.stop()
+
+
+SUCCEEDED, ENDED, FAILED = zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_FAILED_AUTH
+
+
+@pytest.mark.parametrize(
+    ("events", "refused"),
+    [
+        ([(SUCCEEDED, 0), "speaks", (ENDED, 5)], 0),
+        ([(SUCCEEDED, 0), (ENDED, 5)], 0),  # it had nothing to say
+        ([(SUCCEEDED, 0), (ENDED, 5), "speaks"], 0),  # it had, but its end was heard first
+        (["speaks", (SUCCEEDED, 0), "speaks", (ENDED, 5)], 0),
+        ([(FAILED, 400), (ENDED, 5)], 1),
+        ([(ENDED, 5)], 1),  # another protocol
+        ([(SUCCEEDED, 0), "speaks", (ENDED, 6), (ENDED, 5)], 1),
+        ([(SUCCEEDED, 0), "speaks", (ENDED, 5), (ENDED, 5)], 1),  # who came next has its descriptor
+        ([(SUCCEEDED, 0), (FAILED, 400), (ENDED, 6), (ENDED, 5)], 1),
+    ],
+)
+def test_who_was_turned_away_follows_from_what_is_heard(events, refused):
+    comings = Comings()
+    assert sum(comings.heard(*event) if event != "speaks" else comings.spoke(5) or 0 for event in events) == refused
 
 
 def test_two_jobs_do_not_meet(tmp_path):

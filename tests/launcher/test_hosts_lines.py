@@ -312,6 +312,29 @@ def test_agents_reach_the_head_with_the_secret_only(desk):
     stranger.close()
 
 
+def test_an_agent_whose_connection_breaks_is_in_doubt_until_it_speaks(desk):
+    head, lines, call = desk
+    agents = call(), call()
+
+    def joined():
+        for agent in agents:
+            agent.push()
+        return len(lines) == 2
+
+    for number, agent in enumerate(agents):
+        agent.send({"node": number})
+    turn(head, joined)
+    assert [line.doubted for line in lines] == [None, None]
+    agents[0].close()
+    turn(head, lambda: any(line.doubted for line in lines))
+    (broken,) = [line for line in lines if line.doubted]
+    assert broken.receive() == [{"node": 0}]
+    assert 0 < broken.doubted - time.monotonic() < 2
+    broken.bring(pack({"beat": True}))
+    assert broken.doubted is None
+    agents[1].close()
+
+
 def test_what_is_under_way_is_bounded(desk):
     head, lines, call = desk
     agent = call()

@@ -235,8 +235,29 @@ def test_endpoints():
 
 def test_torchruns_variables():
     assert NodeVariables.read({"PET_MASTER_ADDR": "a", "PET_MASTER_PORT": "7"}).endpoint == "a:7"
+    six = {"PET_MASTER_ADDR": "fd00::1", "PET_MASTER_PORT": "7"}
+    assert NodeVariables.read(six).endpoint == "[fd00::1]:7"
+    assert NodeVariables.read({**six, "PET_MASTER_ADDR": "[fd00::1]"}).endpoint == "[fd00::1]:7"
+    assert host_and_port(NodeVariables.read({"PET_MASTER_ADDR": "fd00::1"}).endpoint, 5) == ("fd00::1", 5)
+    assert NodeVariables.read({"PET_MASTER_PORT": "7"}).endpoint == ""
     both = {"PET_RDZV_ENDPOINT": "b:8", "PET_MASTER_ADDR": "a", "PET_MASTER_PORT": "7", "PET_NNODES": "2"}
     assert (NodeVariables.read(both).endpoint, NodeVariables.read(both).nnodes) == ("b:8", "2")
+
+
+def test_a_card_for_each_processor(nodes, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    assert nodes(*AT_A, "--nproc-per-node", "auto").cards == 6
+    monkeypatch.setenv("PET_NPROC_PER_NODE", "cpu")
+    assert nodes(*AT_A).cards == 6
+
+
+def test_no_number_of_cards(nodes, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        nodes("--nproc-per-node", "gpu")
+    assert "'gpu' must be a whole number, such as 4, or auto or cpu: one card a processor" in capsys.readouterr().err
+    monkeypatch.setenv("PET_NPROC_PER_NODE", "gpu")
+    with pytest.raises(InvalidValue, match=r"PET_NPROC_PER_NODE='gpu': must be a whole number, such as 4, or auto"):
+        nodes(*AT_A)
 
 
 def test_exports():

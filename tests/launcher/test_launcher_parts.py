@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from superpod.collectives.standing import Standing
 from superpod.interconnect.errors import InvalidValue
 from superpod.launcher import directory, processes
+from superpod.launcher import head as head_module
 from superpod.launcher.channel import Channel, Order
 from superpod.launcher.ending import Ending
 from superpod.launcher.head import Head
@@ -198,7 +200,7 @@ class Obedient:
     """A host's agent that remembers its orders, and says in `answers` what follows from them."""
 
     def __init__(self, **answers):
-        self.orders, self.answers, self.tell = [], answers, None
+        self.orders, self.answers, self.tell, self.doubtful = [], answers, None, False
 
     def obey(self, order):
         self.orders.append(order)
@@ -304,6 +306,48 @@ def test_what_agents_print_arrives(head):
     made.hear(1, {"event": "output", "rank": 1, "stream": 2, "data": b"x\n"})
     made.hear(1, {"event": "output", "rank": -1, "stream": 2, "data": b"y\n"})
     assert quiet.written == [(1, 2, b"x\n"), (-2, 2, b"y\n")]
+
+
+def test_a_host_that_may_be_lost_is_named_and_not_who_only_heard_of_it(head, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(head_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    here, there = Obedient(), Obedient()
+    made, _ = head(here, there)
+    heard = {
+        "event": "error",
+        "rank": 0,
+        "time": 1.0,
+        "type": "PeerLost",
+        "message": "rank 1 died",
+        "consequence": True,
+    }
+    there.doubtful = True
+    made.hear(0, {"event": "news", "item": heard})
+    now[0] += 1.0
+    made._mind_deadlines()
+    assert (made._patience(), here.orders) == (None, [])
+    there.doubtful = False
+    made.hear(1, {"event": "lost", "text": "its agent was killed", "code": 1})
+    assert made.outcome.own_failure == "host b (rank 1) was lost: its agent was killed"
+
+
+def test_who_heard_of_a_failure_is_believed_when_no_host_is_in_doubt(head, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(head_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    made, _ = head(Obedient(), Obedient())
+    heard = {
+        "event": "error",
+        "rank": 0,
+        "time": 1.0,
+        "type": "PeerLost",
+        "message": "rank 1 died",
+        "consequence": True,
+    }
+    made.hear(0, {"event": "news", "item": heard})
+    assert made._patience() == pytest.approx(0.3)
+    now[0] += 0.4
+    made._mind_deadlines()
+    assert made._ending.begun
 
 
 def ordered(agent):
