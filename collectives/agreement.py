@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from math import inf
 
@@ -15,7 +16,7 @@ from superpod.interconnect.group import Complaint, again, at, mismatch
 from superpod.interconnect.mesh import Mesh
 from superpod.interconnect.wire import Header, Kind
 
-_HISTORY = 1024  # calls that a card remembers, to answer those who still wait in one of them
+_HISTORY = 1024  # calls that a card remembers, those alike in a row as one, to answer who still waits in one of them
 
 
 class Agreement:
@@ -34,12 +35,12 @@ class Agreement:
         self.recorded = recorder.group(name, ranks)
         self.next = 0
         self.under_way: int | None = None
-        self._texts: dict[int, str] = {}  # number → what this card called, for the last _HISTORY ones
+        self._called = ""  # what this card called last
+        self._history: deque[tuple[int, str]] = deque(maxlen=_HISTORY)  # (number, what it has called from there on)
         self._asked: dict[int, dict[str, tuple[int, Header]]] = {}  # number to come → peers' calls → who and how
         self.group = mesh.open_group(group_ident(name, ranks), name, self._on_probe)
-        self.group.place, self.group.text = self.place_of, lambda number: self._texts.get(number, "")
+        self.group.place, self.group.text = self.place_of, lambda number: self._text_of(number) or ""
 
-    @property
     def trouble(self) -> bool:
         """Whether `begin` would raise, or has to look closer before it knows."""
         group = self.group
@@ -54,13 +55,21 @@ class Agreement:
             raise again(self.group.failure)
         if self.group.due < inf:
             self._mesh.settle(self.group)
-        sequence, self.next = self.next, self.next + 1
-        self._texts[sequence] = text
-        self._texts.pop(sequence - _HISTORY, None)
+        sequence = self.next
+        if text is not self._called:
+            self._history.append((sequence, text))
+            self._called = text
+        self.next = sequence + 1  # from now on _text_of has it, also in other threads
         self.under_way = self._recorder.begin(self.recorded, sequence, text, nbytes, started, place)
         if self._asked and (asked := self._asked.pop(sequence, None)) is not None:
             self._compare(asked, text)
         return sequence
+
+    def _text_of(self, number: int) -> str | None:
+        """What this card called under a number; None if it has not yet, or has forgotten it."""
+        if number >= self.next:
+            return None
+        return next((text for first, text in reversed(self._history.copy()) if first <= number), None)
 
     def end(self, ended: float) -> None:
         """The collective that had begun has ended, at `ended` by time.perf_counter()."""
@@ -99,10 +108,10 @@ class Agreement:
                 error = mismatch(self.group, (peer, theirs), (self._mesh.rank, mine))
                 self._mesh.fail_group_locked(self.group, error)
             return
-        called = self._texts.get(header.sequence)
+        called = self._text_of(header.sequence)
         if called is None and header.sequence >= self.next:
             self._asked.setdefault(header.sequence, {}).setdefault(complaint.call, (peer, header))
-            called = self._texts.get(header.sequence)  # another thread may just have begun it
+            called = self._text_of(header.sequence)  # another thread may just have begun it
         if called is not None and called != complaint.call:
             self._mesh.fail_group_locked(self.group, self._mismatch(peer, complaint, called, header.sequence))
 

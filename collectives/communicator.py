@@ -96,7 +96,7 @@ class Communicator:
         key, plain = None, out is None and not async_op and algorithm is None and timeout is None
         if plain and type(array) is np.ndarray and array.flags.carray:
             express = self._expresses.get(key := (op, id(array.dtype), array.size))
-            if express is not None and express(array if array.ndim == 1 else array.reshape(-1)):
+            if express is not None and express.run(array if array.ndim == 1 else array.reshape(-1)):
                 return array
         opts, operation_ = _options("all_reduce", algorithm, timeout), operation(op, checked(array).dtype)
         target = writable(array) if out is None else shaped(out, array.shape, array.dtype)

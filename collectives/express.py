@@ -44,10 +44,24 @@ class Host(Protocol):
 class Express:
     """One kind of call, ready: of one length, dtype and operation."""
 
+    __slots__ = (
+        "_agreement",
+        "_caller",
+        "_choice",
+        "_engine",
+        "_kind",
+        "_nbytes",
+        "_op",
+        "_prepared",
+        "_row",
+        "_table",
+        "_text",
+    )
+
     def __init__(self, engine: Host, prepared: Prepared, table: Table, op: Operation) -> None:
         """`prepared`: the call, which is fused; `table`: of all its ranks; `op` adds up in the array's dtype."""
         self._engine, self._agreement, self._table = engine, engine.agreement, table
-        self._prepared, self._op = prepared, op
+        self._prepared, self._choice, self._op = prepared, prepared.choice, op
         self._text, self._nbytes = prepared.where.text, prepared.call.nbytes
         self._caller = Caller()
         sums = op.name == "sum" and prepared.choice.algorithm == "one_shot" and table.native
@@ -59,7 +73,7 @@ class Express:
         """Whether a call may be given the address of its array instead of the array."""
         return self._kind is not None
 
-    def __call__(self, data: Any) -> bool:
+    def run(self, data: Any) -> bool:
         """All-reduce `data` in place: a flat, contiguous, aligned, writable array of op.wide, or its address.
 
         Returns False, and has done nothing, if something is in the way, such as calls that were issued before.
@@ -67,7 +81,7 @@ class Express:
         engine, agreement = self._engine, self._agreement
         place = self._caller.place()
         with engine.order:
-            if engine.meeting or engine.worker.outstanding or agreement.trouble:
+            if engine.meeting or engine.worker.outstanding or agreement.trouble():
                 return False
             engine.meeting = get_ident()
             start = time.perf_counter()
@@ -85,7 +99,7 @@ class Express:
                 engine.meeting = 0
             ended = time.perf_counter()
             agreement.end(ended)
-            engine.last = self._prepared.choice
+            engine.last = self._choice
             row = self._row
             row[0] += 1
             row[1] += self._nbytes

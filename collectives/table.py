@@ -22,7 +22,7 @@ from superpod.interconnect.group import Group, at, mismatch
 from superpod.interconnect.mesh import PROBE_AFTER, Mesh
 from superpod.interconnect.streams import Receive
 
-_PATIENCE = 0.001  # seconds of giving way before sleep
+_PATIENCE = (0.001, 0.003)  # seconds of giving way before sleep, and before the first look around
 _NAPS = (0.002, 0.25)  # seconds: the first sleep, and the longest
 _LOOKS = 1.0  # seconds between two looks at every card that is absent
 _ASKED = 4  # cards before it in the ring that a card asks where they are
@@ -101,16 +101,16 @@ class Table:
         """`call` and the whole of a one-shot all_reduce by sums, see Board.add_up. Raises what Mesh.wait raises."""
         self._text, self._sequence, self._limit = text, sequence, seconds
         tag = _crc(text) + sequence * _ODD & 0xFFFFFFFF
-        wanted = self._board.add_up(tag, text, kind, data, nbytes, self._patience)
+        wanted = self._board.add_up(tag, text, kind, data, nbytes, *self._patience)
         if wanted is not None:
-            self._end = time.monotonic() + seconds - self._patience
+            self._end = time.monotonic() + seconds - self._patience[1]
             self._wait_for(wanted)
             self._board.take(kind, data, nbytes)
 
     def meet(self) -> None:
         """Raises what Mesh.wait raises."""
         wanted = self._board.come(self._tag, self._text)
-        if not self._board.watch(wanted, self._patience):
+        if not self._board.watch(wanted, *self._patience):
             self._wait_for(wanted)
 
     def leave(self) -> None:

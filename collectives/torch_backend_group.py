@@ -75,7 +75,7 @@ class CollectiveGroup(GroupBase):
         express = self._engine.expresses.get((op, tensor.numel()))
         if express is None or not lies_flat(tensor) or not tensor.is_cpu:
             return False
-        done = express(tensor.data_ptr() if express.by_address else own_numbers(tensor))
+        done = express.run(tensor.data_ptr() if express.by_address else own_numbers(tensor))
         self._issued += done
         return done
 

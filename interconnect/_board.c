@@ -28,8 +28,8 @@ typedef struct {
     uint8_t *slots[2];
 } Seat;
 
-static int all_here(const Seat *seat, int half, uint64_t stamp, Py_ssize_t from) {
-    for (Py_ssize_t r = from; r < seat->world_size; r++)
+static int all_here(const Seat *seat, int half, uint64_t stamp) {
+    for (Py_ssize_t r = 0; r < seat->world_size; r++)
         if (__atomic_load_n(&seat->stamps[half][r], __ATOMIC_ACQUIRE) != stamp) return 0;
     return 1;
 }
@@ -44,7 +44,7 @@ static int somebody_sleeps(const Seat *seat) {
 static int stamp_and_look(Seat *seat, int half, uint64_t stamp) {
     __atomic_store_n(&seat->stamps[half][seat->rank], stamp, __ATOMIC_RELEASE);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    int here = all_here(seat, half, stamp, 0);
+    int here = all_here(seat, half, stamp);
     if (here && somebody_sleeps(seat)) {
         __atomic_fetch_add(seat->bell, 1, __ATOMIC_SEQ_CST);
         syscall(SYS_futex, seat->bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
@@ -58,20 +58,38 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int watch(const Seat *seat, int half, uint64_t stamp, double seconds) {
+/* Sleep until somebody rings, at most so long. Who is about to sleep says so, and looks once more. */
+static void sleep_until_bell(const Seat *seat, int half, uint64_t stamp, double seconds) {
+    uint32_t bell = __atomic_load_n(seat->bell, __ATOMIC_ACQUIRE);
+    __atomic_store_n(&seat->asleep[seat->rank], 1, __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (!all_here(seat, half, stamp)) {
+        struct timespec limit = {.tv_sec = (time_t)seconds, .tv_nsec = (long)(1e9 * (seconds - (double)(time_t)seconds))};
+        syscall(SYS_futex, seat->bell, FUTEX_WAIT, bell, &limit, NULL, 0);
+    }
+    __atomic_store_n(&seat->asleep[seat->rank], 0, __ATOMIC_RELEASE);
+}
+
+/* Whether all have come: looking only, if every card has a core; then giving way for `patience`; then asleep. */
+static int watch(const Seat *seat, int half, uint64_t stamp, double patience, double seconds) {
     for (Py_ssize_t i = 0; i < seat->spins; i++) {
-        if (all_here(seat, half, stamp, 0)) return 1;
+        if (all_here(seat, half, stamp)) return 1;
 #if defined(__x86_64__)
         __builtin_ia32_pause();
 #endif
     }
-    double end = now() + seconds;
+    double start = now(), at = start;
     do {
         for (int i = 0; i < LOOKS; i++) {
-            if (all_here(seat, half, stamp, 0)) return 1;
+            if (all_here(seat, half, stamp)) return 1;
             sched_yield();
         }
-    } while (now() < end);
+        at = now();
+    } while (at < start + patience);
+    for (; at < start + seconds; at = now()) {
+        sleep_until_bell(seat, half, stamp, start + seconds - at);
+        if (all_here(seat, half, stamp)) return 1;
+    }
     return 0;
 }
 
@@ -133,17 +151,17 @@ static PyObject *seat_come(PyObject *self, PyObject *const *args, Py_ssize_t nar
     return PyBool_FromLong(stamp_and_look((Seat *)self, half, stamp));
 }
 
-/* watch(half, stamp, seconds) -> bool: whether all have come within that time. */
+/* watch(half, stamp, patience, seconds) -> bool: whether all have come within `seconds`. */
 static PyObject *seat_watch(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     Seat *seat = (Seat *)self;
     int half, here;
-    if (expect("watch", nargs, 3) || whole(args[0], 0, 1, &half)) return NULL;
+    if (expect("watch", nargs, 4) || whole(args[0], 0, 1, &half)) return NULL;
     uint64_t stamp = PyLong_AsUnsignedLongLong(args[1]);
     if (PyErr_Occurred()) return NULL;
-    double seconds = PyFloat_AsDouble(args[2]);
+    double patience = PyFloat_AsDouble(args[2]), seconds = PyFloat_AsDouble(args[3]);
     if (PyErr_Occurred()) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    here = watch(seat, half, stamp, seconds);
+    here = watch(seat, half, stamp, patience, seconds);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(here);
 }
@@ -161,20 +179,20 @@ static uint8_t *array_at(PyObject *given, Py_ssize_t nbytes) {
     return NULL;
 }
 
-/* all_reduce(set, half, stamp, seconds, kind, data, nbytes) -> bool: the array's bytes into this card's slot, come,
+/* all_reduce(set, half, stamp, patience, seconds, kind, data, nbytes) -> bool: the array's bytes into this card's slot, come,
  * watch, add up all slots into the array. False: not all have come in time, nothing is added up. */
 static PyObject *seat_all_reduce(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     Seat *seat = (Seat *)self;
     int set, half, kind, here;
-    if (expect("all_reduce", nargs, 7) || whole(args[0], 0, 1, &set) || whole(args[1], 0, 1, &half)) return NULL;
-    if (whole(args[4], 0, 127, &kind)) return NULL;
+    if (expect("all_reduce", nargs, 8) || whole(args[0], 0, 1, &set) || whole(args[1], 0, 1, &half)) return NULL;
+    if (whole(args[5], 0, 127, &kind)) return NULL;
     uint64_t stamp = PyLong_AsUnsignedLongLong(args[2]);
     if (PyErr_Occurred()) return NULL;
-    double seconds = PyFloat_AsDouble(args[3]);
+    double patience = PyFloat_AsDouble(args[3]), seconds = PyFloat_AsDouble(args[4]);
     if (PyErr_Occurred()) return NULL;
-    Py_ssize_t nbytes = PyLong_AsSsize_t(args[6]);
+    Py_ssize_t nbytes = PyLong_AsSsize_t(args[7]);
     if (PyErr_Occurred()) return NULL;
-    uint8_t *data = array_at(args[5], nbytes);
+    uint8_t *data = array_at(args[6], nbytes);
     if (PyErr_Occurred()) return NULL;
     if (nbytes < 0 || nbytes > seat->slot) {
         PyErr_Format(PyExc_ValueError, "%zd bytes must be 0 to %zd, what a slot holds", nbytes, seat->slot);
@@ -184,7 +202,7 @@ static PyObject *seat_all_reduce(PyObject *self, PyObject *const *args, Py_ssize
     here = stamp_and_look(seat, half, stamp);
     if (!here) {
         Py_BEGIN_ALLOW_THREADS
-        here = watch(seat, half, stamp, seconds);
+        here = watch(seat, half, stamp, patience, seconds);
         Py_END_ALLOW_THREADS
     }
     if (here && fold(seat, set, kind, data, nbytes)) return NULL;

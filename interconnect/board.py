@@ -181,7 +181,9 @@ class Board:
         """Whether there is compiled code, so that `add_up` can be called."""
         return self._seat is not None
 
-    def add_up(self, tag: int, text: str, kind: int, data: Any, nbytes: int, seconds: float) -> bytes | None:
+    def add_up(
+        self, tag: int, text: str, kind: int, data: Any, nbytes: int, patience: float, seconds: float
+    ) -> bytes | None:
         """A whole all_reduce in one meeting: `data` into the slot, come, watch, the sum of all slots into `data`.
 
         Slots are added up from rank 0's to the last, as numpy does it.
@@ -190,14 +192,15 @@ class Board:
             tag, text: as for `come`.
             kind: one of KINDS.
             data: a contiguous array, or an address; of `nbytes`, at most a slot's.
-            seconds: as for `watch`.
+            patience, seconds: as for `watch`.
         Returns:
             None when it is done; what to wait for when not all have come, and then comes `take`.
         """
         assert self._seat is not None
         self._set ^= 1
         half, stamp, wanted = self._next_stamp(tag, text)
-        return None if self._seat.all_reduce(self._set, half, stamp, seconds, kind, data, nbytes) else wanted
+        done = self._seat.all_reduce(self._set, half, stamp, patience, seconds, kind, data, nbytes)
+        return None if done else wanted
 
     def take(self, kind: int, data: Any, nbytes: int) -> None:
         """All have come: the sum of all slots into `data`."""
@@ -212,19 +215,20 @@ class Board:
         """Whether all have come."""
         return self._stamps[self.meetings & 1] == wanted
 
-    def watch(self, wanted: bytes, seconds: float) -> bool:
-        """Whether all have come within `seconds`, giving the processor to whoever wants it in the meantime."""
+    def watch(self, wanted: bytes, patience: float, seconds: float) -> bool:
+        """Whether all have come within `seconds`: giving the processor to others for `patience`, then asleep."""
         if self._seat is not None:
-            return bool(self._seat.watch(self.meetings & 1, self._stamp, seconds))
+            return self._seat.watch(self.meetings & 1, self._stamp, patience, seconds)
         stamps, give_way = self._stamps[self.meetings & 1], os.sched_yield
-        end = time.monotonic() + seconds
+        start = now = time.monotonic()
         while True:
             for _ in range(16):
                 if stamps == wanted:
                     return True
                 give_way()
-            if time.monotonic() >= end:
-                return False
+            now = time.monotonic()
+            if now >= start + patience:
+                return now < start + seconds and self.sleep(wanted, start + seconds - now)
 
     def sleep(self, wanted: bytes, seconds: float) -> bool:
         """Whether all have come, after sleeping until somebody rings or for `seconds`."""

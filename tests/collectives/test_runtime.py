@@ -164,6 +164,6 @@ def test_plans_and_histories_are_bounded() -> None:
     def card(comm: Communicator) -> tuple[int, int]:
         for count in range(max(_PREPARED, _HISTORY) + 100):
             comm.all_reduce(np.ones(count, np.uint8))
-        return len(comm._engine._prepared), len(comm._engine.agreement._texts)
+        return len(comm._engine._prepared), len(comm._engine.agreement._history)
 
     assert run_ranks(2, card, link="memory") == [(_PREPARED, _HISTORY)] * 2

@@ -30,7 +30,7 @@ LONG = 10.0  # seconds that nothing here takes
 def meet(board: Board, tag: int = 7, text: str = "a call", patience: float = 0.0) -> None:
     wanted = board.come(tag, text)
     end = time.monotonic() + LONG
-    while not board.watch(wanted, patience) and not board.sleep(wanted, LONG):
+    while not board.watch(wanted, patience, patience) and not board.sleep(wanted, LONG):
         assert time.monotonic() < end, f"{board.absent()} have not come"
 
 
@@ -112,7 +112,7 @@ def test_compiled_code_adds_up_with_the_bits_of_numpy(n: int, dtype: str) -> Non
                 expected = sum_of(arrays)
             own = arrays[board.rank]
             data = own if count % 2 else own.ctypes.data  # the array, or its address
-            wanted = board.add_up(7, "a sum", KINDS[dtype], data, own.nbytes, LONG)
+            wanted = board.add_up(7, "a sum", KINDS[dtype], data, own.nbytes, 0.001, LONG)
             assert wanted is None
             assert own.tobytes() == expected.tobytes()
 
@@ -130,10 +130,10 @@ def test_a_sum_for_which_not_all_come_in_time_is_taken_later() -> None:
     one = Board.create(0, 2, SLOT, native=native("compiled", 0))
     other = Board.open(one.address, 1, 2, SLOT)
     mine, theirs = np.array([1.5, 2.0], np.float32), np.array([3.0, 4.0], np.float32)
-    wanted = one.add_up(7, "a sum", KINDS["float32"], mine, mine.nbytes, 0.001)
+    wanted = one.add_up(7, "a sum", KINDS["float32"], mine, mine.nbytes, 0.001, 0.001)
     assert wanted is not None
     assert mine.tolist() == [1.5, 2.0]
-    assert other.add_up(7, "a sum", KINDS["float32"], theirs, theirs.nbytes, 0.001) is None
+    assert other.add_up(7, "a sum", KINDS["float32"], theirs, theirs.nbytes, 0.001, 0.001) is None
     assert one.met(wanted)
     one.take(KINDS["float32"], mine, mine.nbytes)
     assert mine.tolist() == theirs.tolist() == [4.5, 6.0]
@@ -153,7 +153,7 @@ def test_what_cannot_be_added_up_is_refused_before_anybody_hears_of_it(
 ) -> None:
     board = Board.create(0, 2, SLOT, native=native("compiled", 0))
     with pytest.raises(error, match=words):
-        board.add_up(7, "a sum", KINDS["float32"], data, nbytes, 0.0)
+        board.add_up(7, "a sum", KINDS["float32"], data, nbytes, 0.0, 0.0)
     assert board.absent() == [0, 1]
 
 
@@ -162,7 +162,7 @@ def test_the_absent_are_named_until_they_come() -> None:
     boards += [Board.open(boards[0].address, rank, 3, SLOT) for rank in (1, 2)]
     wanted = boards[0].come(7, "a call")
     assert boards[0].absent() == [1, 2]
-    assert not boards[0].watch(wanted, 0.001)
+    assert not boards[0].watch(wanted, 0.001, 0.001)
     assert not boards[0].sleep(wanted, 0.001)
     boards[2].come(7, "a call")
     assert boards[0].absent() == [1]
