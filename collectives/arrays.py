@@ -67,6 +67,11 @@ def checked(array: Any) -> Array:
     return array
 
 
+def lies_flat(array: Any) -> bool:
+    """Whether it is an array whose elements lie in memory one after the other, aligned, and may be written."""
+    return type(array) is np.ndarray and array.flags.carray
+
+
 def writable(array: Any) -> Array:
     """`array`, if it can take a result. Raises InvalidValue."""
     result = checked(array)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from superpod.collectives import algorithms, flat
+from superpod.collectives import flat
 from superpod.collectives.arrays import (
     Array,
     Flat,
@@ -25,23 +25,22 @@ from superpod.collectives.arrays import (
     copy_flat,
     dtype_name,
     flat_view,
-    is_rank,
     label,
+    lies_flat,
     shaped,
     store,
     writable,
 )
-from superpod.collectives.engine import Engine
-from superpod.collectives.flat import Options
+from superpod.collectives.communicator_base import WORLD, CommunicatorBase
+from superpod.collectives.flat import NO_OPTIONS, Options
 from superpod.collectives.operations import operation
 from superpod.collectives.runtime import Runtime
-from superpod.collectives.select import Choice
 from superpod.collectives.work import MessageWork, Work
 from superpod.interconnect.env import Place, Settings
 from superpod.interconnect.errors import InvalidValue
 
 
-class Communicator:
+class Communicator(CommunicatorBase):
     """A group of cards, seen from one of them.
 
     Every collective takes `async_op=True` to return a Work at once, `timeout` in seconds (default: the communicator's)
@@ -55,33 +54,6 @@ class Communicator:
         world_size: n, how many cards it has.
     """
 
-    def __init__(self, runtime: Runtime, engine: Engine) -> None:
-        """Use `init`, `connect`, `in_memory` or `Communicator.group`."""
-        self._runtime = runtime
-        self._engine, self._expresses = engine, engine.expresses
-        self._groups = 0
-        self.rank = engine.rank
-        self.world_size = engine.world_size
-
-    @property
-    def link(self) -> str:
-        """The name of the link that carries the payload."""
-        return self._runtime.mesh.link.name
-
-    @property
-    def last(self) -> Choice | None:
-        """The algorithm of this card's last collective, and why it was chosen."""
-        return self._engine.last
-
-    def __repr__(self) -> str:
-        return f"<Communicator {self._engine.name}: rank {self.rank} of {self.world_size}, link {self.link}>"
-
-    def __enter__(self) -> Communicator:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def all_reduce(
         self,
         array: Array,
@@ -93,12 +65,13 @@ class Communicator:
         timeout: float | None = None,
     ) -> Any:
         """Reduce over all ranks; every rank gets the result, in place or in `out` (same shape and dtype)."""
-        key, plain = None, out is None and not async_op and algorithm is None and timeout is None
-        if plain and type(array) is np.ndarray and array.flags.carray:
-            express = self._expresses.get(key := (op, id(array.dtype), array.size))
+        opts = Options.of("all_reduce", algorithm, timeout)
+        key = None
+        if out is None and not async_op and opts is NO_OPTIONS and lies_flat(array):
+            express = self._expresses.get(key := (op, array.dtype, array.size))
             if express is not None and express.run(array if array.ndim == 1 else array.reshape(-1)):
                 return array
-        opts, operation_ = _options("all_reduce", algorithm, timeout), operation(op, checked(array).dtype)
+        operation_ = operation(op, checked(array).dtype)
         target = writable(array) if out is None else shaped(out, array.shape, array.dtype)
 
         def action() -> Array:
@@ -106,8 +79,8 @@ class Communicator:
                 out[...] = array
             with Flat(target, operation_) as data:
                 flat.all_reduce(self._engine, data, operation_, dtype_name(array.dtype), opts)
-            if key is not None and operation_.wide is array.dtype:
-                flat.express_all_reduce(self._engine, key, array.size, operation_, dtype_name(array.dtype))
+            if operation_.wide == array.dtype:
+                self._keep(key, operation_)
             return target
 
         return self._issue("all_reduce", action, async_op)
@@ -124,7 +97,7 @@ class Communicator:
         timeout: float | None = None,
     ) -> Any:
         """Reduce over all ranks; the root gets the result, in place or in `out`. Other arrays stay as they are."""
-        opts, operation_ = _options("reduce", algorithm, timeout), operation(op, checked(array).dtype)
+        opts, operation_ = Options.of("reduce", algorithm, timeout), operation(op, checked(array).dtype)
         at_root = self.rank == self._root(root)
         target = array
         if at_root:
@@ -150,12 +123,18 @@ class Communicator:
         timeout: float | None = None,
     ) -> Any:
         """Copy the root's array into every rank's, in place."""
-        opts, at_root = _options("broadcast", algorithm, timeout), self.rank == self._root(root)
+        opts, at_root = Options.of("broadcast", algorithm, timeout), self.rank == self._root(root)
+        key = None
+        if not async_op and opts is NO_OPTIONS and lies_flat(array):
+            express = self._expresses.get(key := ("broadcast", root, array.dtype, array.size))
+            if express is not None and express.run(array.reshape(-1).view(np.uint8)):
+                return array
         text = label(checked(array) if at_root else writable(array))
 
         def action() -> Array:
             with Flat(array, write_back=not at_root) as data:
                 flat.broadcast(self._engine, data.view(np.uint8), root, text, opts)
+            self._keep(key)
             return array
 
         return self._issue("broadcast", action, async_op)
@@ -170,14 +149,22 @@ class Communicator:
         timeout: float | None = None,
     ) -> Any:
         """Every rank's array on every rank: `out` of shape (n, *array.shape), made if it is not given."""
-        opts, text = _options("all_gather", algorithm, timeout), label(checked(array))
-        target = blocks_like(array, self.world_size, out)
+        opts, target = Options.of("all_gather", algorithm, timeout), blocks_like(checked(array), self.world_size, out)
+        key = None
+        if not async_op and opts is NO_OPTIONS and lies_flat(target):
+            express = self._expresses.get(key := ("all_gather", array.dtype, array.size))
+            if express is not None:
+                target[self.rank] = array
+                if express.run(target.reshape(-1).view(np.uint8)):
+                    return target
+        text = label(array)
 
         def action() -> Array:
             target[self.rank] = array
             with Flat(target) as data:
                 blocks = [array.nbytes] * self.world_size
                 flat.all_gather(self._engine, data.view(np.uint8), blocks, text, opts)
+            self._keep(key)
             return target
 
         return self._issue("all_gather", action, async_op)
@@ -197,7 +184,7 @@ class Communicator:
         If the first of several axes has length n, the result has shape array.shape[1:]; otherwise its first axis is
         1/n as long.
         """
-        opts, operation_ = _options("reduce_scatter", algorithm, timeout), operation(op, checked(array).dtype)
+        opts, operation_ = Options.of("reduce_scatter", algorithm, timeout), operation(op, checked(array).dtype)
         target, text = block_of(array, self.world_size, out), label(array)
 
         def action() -> Array:
@@ -222,9 +209,15 @@ class Communicator:
 
         The result has array's shape; `out` may be `array` itself.
         """
-        opts, text = _options("all_to_all", algorithm, timeout), label(checked(array))
-        block_shape(array, self.world_size)
+        opts = Options.of("all_to_all", algorithm, timeout)
+        block_shape(checked(array), self.world_size)
         target = np.empty(array.shape, array.dtype) if out is None else shaped(out, array.shape, array.dtype)
+        key = None
+        if not async_op and opts is NO_OPTIONS and lies_flat(target) and not np.may_share_memory(array, target):
+            express = self._expresses.get(key := ("all_to_all", array.dtype, array.size))
+            if express is not None and express.run(flat_view(array).view(np.uint8), target.reshape(-1).view(np.uint8)):
+                return target
+        text = label(array)
 
         def action() -> Array:
             blocks = [array.nbytes // self.world_size] * self.world_size
@@ -232,6 +225,7 @@ class Communicator:
             with Flat(target) as data:
                 filled = data.view(np.uint8)
                 flat.all_to_all(self._engine, source.view(np.uint8), filled, blocks, blocks, text, opts, equal=True)
+            self._keep(key)
             return target
 
         return self._issue("all_to_all", action, async_op)
@@ -247,7 +241,7 @@ class Communicator:
         timeout: float | None = None,
     ) -> Any:
         """Every rank's array at the root: shape (n, *array.shape) there, None elsewhere."""
-        opts, text = _options("gather", algorithm, timeout), label(checked(array))
+        opts, text = Options.of("gather", algorithm, timeout), label(checked(array))
         target = blocks_like(array, self.world_size, out) if self.rank == self._root(root) else None
 
         def action() -> Array | None:
@@ -272,7 +266,7 @@ class Communicator:
         timeout: float | None = None,
     ) -> Any:
         """Block r of the root's `array`, cut as by reduce_scatter, in rank r's `out`. Others pass None and an `out`."""
-        opts = _options("scatter", algorithm, timeout)
+        opts = Options.of("scatter", algorithm, timeout)
         if self.rank == self._root(root):
             if array is None:
                 raise InvalidValue("array=None at the root of a scatter; the root passes n blocks, shape (n, ...)")
@@ -292,29 +286,16 @@ class Communicator:
 
     def barrier(self, *, async_op: bool = False, algorithm: str | None = None, timeout: float | None = None) -> Any:
         """Return once every rank has called it."""
-        opts = _options("barrier", algorithm, timeout)
-        return self._issue("barrier", lambda: flat.barrier(self._engine, opts), async_op)
+        opts = Options.of("barrier", algorithm, timeout)
+        key = ("barrier",) if not async_op and opts is NO_OPTIONS else None
+        if key is not None and (express := self._expresses.get(key)) is not None and express.run():
+            return None
 
-    def send(
-        self, array: Array, peer: int, tag: int = 0, *, async_op: bool = False, timeout: float | None = None
-    ) -> Any:
-        """Send `array` to `peer`, who must `recv` as many elements of that dtype with the same tag (0 to 2^31 − 1).
+        def action() -> None:
+            flat.barrier(self._engine, opts)
+            self._keep(key)
 
-        Returns once the array may be changed; that the peer has received it is not known then.
-        """
-        source, seconds = flat_view(checked(array)).view(np.uint8), _seconds(timeout)
-        work = self._engine.send(source, self._peer(peer), tag, label(array), seconds)
-        return work if async_op else work.wait()
-
-    def recv(
-        self, array: Array, peer: int, tag: int = 0, *, async_op: bool = False, timeout: float | None = None
-    ) -> Any:
-        """Receive in `array` (contiguous) what `peer` sends with `tag`; messages of a peer and tag keep their order."""
-        if not writable(array).flags.c_contiguous:
-            raise InvalidValue(f"array with strides {array.strides} is not contiguous; receive into a contiguous one")
-        into, seconds = array.reshape(-1).view(np.uint8), _seconds(timeout)
-        work = self._engine.recv(into, self._peer(peer), tag, label(array), seconds, lambda: array)
-        return work if async_op else work.wait()
+        return self._issue("barrier", action, async_op)
 
     def group(self, ranks: Sequence[int]) -> Communicator | None:
         """A communicator of some of this one's ranks, in the order given; None on the ranks that are not in it.
@@ -330,30 +311,6 @@ class Communicator:
         name = f"{self._engine.name}.{self._groups}"
         engine = self._runtime.engine([self._engine.ranks[r] for r in members], name, self._engine.timeout)
         return Communicator(self._runtime, engine)
-
-    def close(self) -> None:
-        """Leave the group; closing the first communicator of a process ends its mesh, with a farewell to the peers."""
-        last = self._engine.name == WORLD
-        self._engine.close(job=last)
-        if last:
-            self._runtime.close()
-
-    def _issue(self, what: str, action: Any, async_op: bool) -> Any:
-        return self._engine.issue(what, action, async_op=async_op)
-
-    def _root(self, root: int) -> int:
-        if not is_rank(root, self.world_size):
-            raise InvalidValue(f"root={root!r} must be a rank of the group: 0 to {self.world_size - 1}")
-        return root
-
-    def _peer(self, peer: int, itself: bool = False) -> int:
-        if not is_rank(peer, self.world_size) or (peer == self.rank and not itself):
-            others = f"0 to {self.world_size - 1}" + ("" if itself else f" but this card's own {self.rank}")
-            raise InvalidValue(f"rank {peer!r} must be a rank of the group: {others}")
-        return peer
-
-
-WORLD = "world"
 
 
 def init(timeout: float | None = None) -> Communicator:
@@ -378,18 +335,6 @@ def in_memory(n: int, settings: Settings | None = None) -> list[Communicator]:
     settings = settings or Settings()
     runtimes = Runtime.in_memory(n, settings)
     return [Communicator(r, r.engine(range(n), WORLD, settings.timeout)) for r in runtimes]
-
-
-def _options(collective: str, algorithm: str | None, timeout: float | None) -> Options:
-    if algorithm is not None:
-        algorithms.get(collective, algorithm)
-    return Options(algorithm, _seconds(timeout))
-
-
-def _seconds(timeout: float | None) -> float | None:
-    if timeout is not None and not timeout > 0:
-        raise InvalidValue(f"timeout={timeout} must be above 0 seconds, or None for the communicator's own")
-    return timeout
 
 
 __all__ = ["Communicator", "MessageWork", "Work", "connect", "in_memory", "init"]

@@ -76,7 +76,8 @@ class Engine:
         self._clock, self._issued = clock, 0  # the place in its order of the call that is carried out
         self._selector = selector
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
-        self.expresses: dict[Any, Express] = {}
+        self._latest: Prepared | None = None  # that was run last
+        self.expresses: dict[Any, Express] = {}  # short ways, by what their users know the calls by
         self._recorder = recorder or Recorder(0)
         self.meeting = 0  # the thread that is at the board
         self._messages = count()
@@ -179,7 +180,7 @@ class Engine:
         prepared = self._prepared.get(key)
         if prepared is None:
             prepared = self._prepare(key, call(), len(spaces), banks)
-        plan, self.last = prepared.plan, prepared.choice
+        plan, self.last, self._latest = prepared.plan, prepared.choice, prepared
         if plan.scratch:
             spaces = (*spaces, np.empty(plan.scratch, spaces[0].dtype if spaces else np.uint8))
         if before is not None:
@@ -239,12 +240,15 @@ class Engine:
         finally:
             self.meeting = 0
 
-    def express(self, key: tuple[Any, ...], made: tuple[Any, ...], op: Operation) -> None:
-        """Keep a short way, under `key`, for calls like the one `run` under the key `made`, if there can be one."""
-        prepared, layout = self._prepared.get(made), self.layout()
+    def keep(self, key: tuple[Any, ...], op: Operation | None = None) -> None:
+        """Keep a short way, in `expresses` under `key`, for calls like the one just `run`, if there can be one.
+
+        `op`: how it reduced, if it did. Call this from the action that has run it.
+        """
+        prepared, layout = self._latest, self.layout()
         if prepared is None or prepared.fused is None or self._table is None or self._clock is not None:
             return
-        if op.factor is None and (layout is None or layout.count == 1):
+        if (op is None or op.factor is None) and (layout is None or layout.count == 1):
             if len(self.expresses) >= _PREPARED:
                 self.expresses.clear()
             self.expresses[key] = Express(self, prepared, self._table, op)

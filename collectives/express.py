@@ -1,6 +1,6 @@
-"""The short way for an all_reduce that a card makes again and again: what Engine.issue and Engine.run do, in few steps.
+"""The short way for a collective that a card makes again and again: what Engine.issue and Engine.run do, in few steps.
 
-A small all_reduce on a board takes a few microseconds; the general way, which finds out anew what kind of call it is,
+A small collective on a board takes a few microseconds; the general way, which finds out anew what kind of call it is,
 takes three times as long, and more when 64 cards share the caches. It is for synchronous calls on a board, where
 nothing is in the way; all else goes the long way, and both meet at the same board with the same stamps.
 """
@@ -8,6 +8,7 @@ nothing is in the way; all else goes the long way, and both meet at the same boa
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -42,7 +43,7 @@ class Host(Protocol):
 
 
 class Express:
-    """One kind of call, ready: of one length, dtype and operation."""
+    """One kind of call, ready: of one collective, length, dtype and operation."""
 
     __slots__ = (
         "_agreement",
@@ -58,14 +59,15 @@ class Express:
         "_text",
     )
 
-    def __init__(self, engine: Host, prepared: Prepared, table: Table, op: Operation) -> None:
-        """`prepared`: the call, which is fused; `table`: of all its ranks; `op` adds up in the array's dtype."""
+    def __init__(self, engine: Host, prepared: Prepared, table: Table, op: Operation | None) -> None:
+        """`prepared`: the call, which is fused; `table`: of all its ranks; `op`: if it reduces, in its dtype."""
         self._engine, self._agreement, self._table = engine, engine.agreement, table
         self._prepared, self._choice, self._op = prepared, prepared.choice, op
         self._text, self._nbytes = prepared.where.text, prepared.call.nbytes
         self._caller = Caller()
-        sums = op.name == "sum" and prepared.choice.algorithm == "one_shot" and table.native
-        self._kind = KINDS.get(op.wide.name) if sums and self._nbytes <= table.slot else None
+        self._kind: int | None = None
+        if op is not None and op.name == "sum" and prepared.choice.algorithm == "one_shot" and table.native:
+            self._kind = KINDS.get(op.wide.name) if op.wide.isnative and self._nbytes <= table.slot else None
         self._row = engine.statistics.row(prepared.call.collective, prepared.choice.algorithm)
 
     @property
@@ -73,8 +75,8 @@ class Express:
         """Whether a call may be given the address of its array instead of the array."""
         return self._kind is not None
 
-    def run(self, data: Any) -> bool:
-        """All-reduce `data` in place: a flat, contiguous, aligned, writable array of op.wide, or its address.
+    def run(self, *spaces: Any) -> bool:
+        """Carry the call out on the arrays that Engine.run would be given, or on the address of the only one.
 
         Returns False, and has done nothing, if something is in the way, such as calls that were issued before.
         """
@@ -88,9 +90,9 @@ class Express:
             try:
                 sequence = agreement.begin(self._text, self._nbytes, start, place)
                 if self._kind is not None:
-                    self._table.add_up(self._text, sequence, engine.timeout, self._kind, data, self._nbytes)
+                    self._table.add_up(self._text, sequence, engine.timeout, self._kind, spaces[0], self._nbytes)
                 else:
-                    self._meet(data, sequence)
+                    self._meet(spaces, sequence)
             except BaseException as error:
                 agreement.fail()
                 engine.fail(error, self._prepared.call.collective)
@@ -106,10 +108,12 @@ class Express:
             row[2] += ended - start
         return True
 
-    def _meet(self, array: Array, sequence: int) -> None:
-        prepared = self._prepared
+    def _meet(self, spaces: Sequence[Array], sequence: int) -> None:
+        prepared, op = self._prepared, self._op
         assert prepared.fused is not None
         self._table.call(self._text, sequence, self._engine.timeout)
+        reduce = None if op is None else op.ufunc
         with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
-            prepared.fused(self._table, Task((array,), prepared.banks, self._op.ufunc, prepared.call.root))
-        self._op.finish(array, self._engine.world_size)
+            prepared.fused(self._table, Task(spaces, prepared.banks, reduce, prepared.call.root))
+        if op is not None and prepared.call.collective == "all_reduce":
+            op.finish(spaces[0], self._engine.world_size)

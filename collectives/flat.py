@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from superpod.collectives import algorithms
 from superpod.collectives.engine import Call, Engine
 from superpod.collectives.execute import Array, Bounds, Plan, block_bounds, even_bounds
 from superpod.collectives.operations import Operation
+from superpod.interconnect.errors import InvalidValue
 
 _BARRIER = Operation("max", np.maximum, np.dtype(np.uint8))
 
@@ -27,19 +28,28 @@ class Options:
     algorithm: str | None = None
     timeout: float | None = None
 
+    @staticmethod
+    def of(collective: str, algorithm: str | None, timeout: float | None) -> Options:
+        """Raises InvalidValue for an algorithm that the collective has not, and for a time limit of 0 or less."""
+        if algorithm is not None:
+            algorithms.get(collective, algorithm)
+        return NO_OPTIONS if algorithm is None and timeout is None else Options(algorithm, checked_seconds(timeout))
+
+
+NO_OPTIONS = Options()
+
+
+def checked_seconds(timeout: float | None) -> float | None:
+    """Raises InvalidValue unless it is above 0, or None."""
+    if timeout is not None and not timeout > 0:
+        raise InvalidValue(f"timeout={timeout} must be above 0 seconds, or None for the communicator's own")
+    return timeout
+
 
 def all_reduce(engine: Engine, array: Array, op: Operation, label: str, options: Options) -> None:
     """Reduce `array` (of op.wide) over all ranks, in place on every rank."""
     _run_even(engine, "all_reduce", array, label, options, op)
     op.finish(array, engine.world_size)
-
-
-def express_all_reduce(engine: Engine, key: tuple[Any, ...], size: int, op: Operation, label: str) -> None:
-    """After an `all_reduce` without options of `size` elements: keep a short way for its like in engine.expresses[key].
-
-    `label` names op.wide, for it is for arrays of that dtype themselves.
-    """
-    engine.express(key, _key("all_reduce", size, label, op.name, -1, None), op)
 
 
 def reduce(engine: Engine, array: Array, op: Operation, root: int, label: str, options: Options) -> None:
@@ -139,17 +149,13 @@ def _run_even(
         return Call(collective, text, array.nbytes, max(root, 0), options.algorithm)
 
     engine.run(
-        _key(collective, size, label, name, root, options.algorithm),
+        (collective, size, label, name, root, options.algorithm),
         call,
         (array,),
         lambda k: (even_bounds(size, k),),
         reduce=None if op is None else op.ufunc,
         timeout=options.timeout,
     )
-
-
-def _key(collective: str, size: int, label: str, op: str, root: int, algorithm: str | None) -> tuple[Any, ...]:
-    return collective, size, label, op, root, algorithm
 
 
 def _run_blocks(

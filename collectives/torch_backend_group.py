@@ -72,7 +72,7 @@ class CollectiveGroup(GroupBase):
 
     def _by_express(self, tensor: Tensor, op: Operation) -> bool:
         """Whether the all_reduce has gone the short way (express.py)."""
-        express = self._engine.expresses.get((op, tensor.numel()))
+        express = self._engine.expresses.get((op, tensor.dtype, tensor.numel()))
         if express is None or not lies_flat(tensor) or not tensor.is_cpu:
             return False
         done = express.run(tensor.data_ptr() if express.by_address else own_numbers(tensor))
@@ -317,4 +317,4 @@ def _all_reduce(engine: Engine, tensor: Tensor, op: Operation, limit: Options) -
     if own is None:
         store(tensor, data)
     elif limit is GROUPS_OWN:
-        flat.express_all_reduce(engine, (op, own.size), own.size, op, text)
+        engine.keep((op, tensor.dtype, own.size), op)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from superpod.collectives.communicator import Communicator
+from superpod.collectives.torch_backend_coalesced import SuperpodProcessGroup
 from superpod.interconnect import board
 from superpod.interconnect.errors import CollectiveMismatch, InvalidValue, PeerLost, RemoteError
 from superpod.launcher.testing import run_ranks
@@ -55,11 +56,60 @@ def test_every_call_has_the_bits_of_the_first(n: int, code: str) -> None:
                     by = comm._engine.algorithm_for("all_reduce", max(own.nbytes, 4 * count))
                     long = comm.all_reduce(own.copy(), op, algorithm=by)
                     assert comm.all_reduce(own, op).tobytes() == long.tobytes(), (op, dtype, count, turn)
-                taken += (op, id(own.dtype), count) in comm._engine.expresses
+                taken += (op, own.dtype, count) in comm._engine.expresses
         return taken
 
     taken = on(n, card, code)
-    assert taken == [5 * (len(OPERATIONS) - 2)] * n  # all but foreign byte order and what is added up in float32
+    assert taken == [5 * (len(OPERATIONS) - 1)] * n  # all but what is added up in float32
+
+
+COLLECTIVES: dict[str, Callable[[Communicator, Any, dict[str, str]], Any]] = {
+    "broadcast": lambda comm, array, how: comm.broadcast(array, root=1, **how),
+    "all_gather": lambda comm, array, how: comm.all_gather(array, **how),
+    "all_gather_into": lambda comm, array, how: comm.all_gather(
+        array, np.empty((comm.world_size, *array.shape), array.dtype), **how
+    ),
+    "all_to_all": lambda comm, array, how: comm.all_to_all(array, **how),
+    "all_to_all_in_place": lambda comm, array, how: comm.all_to_all(array, array, **how),
+}
+
+
+@pytest.mark.parametrize("what", COLLECTIVES)
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("n", [2, 5])
+def test_other_collectives_do_again_what_they_did_first(n: int, code: str, what: str) -> None:
+    def card(comm: Communicator) -> int:
+        call = COLLECTIVES[what]
+        for dtype in ("f4", "u1", ">i2", "c16"):
+            for shape in ((0,), (n,), (3 * n, 2), (n, 5000)):
+                for turn in range(3):
+                    own = numbers(comm.rank, turn, int(np.prod(shape)), dtype).reshape(shape)
+                    collective = what.partition("_in")[0]
+                    by = comm._engine.algorithm_for(collective, own.nbytes)
+                    long = call(comm, own.copy(), {"algorithm": by})
+                    short = call(comm, own, {})
+                    assert short.tobytes() == long.tobytes(), (dtype, shape, turn)
+                    assert (short.shape, short.dtype) == (long.shape, long.dtype)
+        return len(comm._engine.expresses)
+
+    shapes = 1 if what == "all_to_all_in_place" else 4  # in place only if there is nothing to move
+    assert on(n, card, code) == [4 * shapes] * n
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_barrier_holds_back_every_time(code: str) -> None:
+    def card(comm: Communicator) -> None:
+        for turn in range(6):
+            if comm.rank == turn % 3:
+                time.sleep(0.02)
+                comm.send(np.array([turn]), (comm.rank + 1) % 3)
+            comm.barrier()
+            if (comm.rank - 1) % 3 == turn % 3:
+                start = time.monotonic()
+                assert comm.recv(np.zeros(1, int), turn % 3)[0] == turn
+                assert time.monotonic() - start < 1
+
+    on(3, card, code)
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -160,3 +210,22 @@ def test_it_ends_with_its_group(code: str) -> None:
         return int(comm.all_reduce(np.ones(4, np.float32))[0])
 
     assert on(2, card, code) == [2, 2]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_torch_tensors_of_one_length_and_several_dtypes(code: str) -> None:
+    def card(comm: Communicator) -> int:
+        torch, group = pytest.importorskip("torch"), SuperpodProcessGroup(comm._engine, None, None)
+        options = torch.distributed.AllreduceOptions()
+        options.asyncOp = False
+        for _ in range(3):
+            for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool):
+                tensor = torch.tensor([1, 0, 1, 1], dtype=dtype)
+                group.allreduce([tensor], options)
+                assert tensor.tolist() == torch.tensor([2, 0, 2, 2]).to(dtype).tolist(), dtype
+            wide = torch.ones(4, 2)
+            group.allreduce([wide[:, 0]], options)
+            assert wide.tolist() == [[2, 1]] * 4
+        return len(comm._engine.expresses)
+
+    assert on(2, card, code) == [3, 3]
