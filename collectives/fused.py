@@ -18,7 +18,11 @@ from superpod.collectives.meeting import Task as Task
 from superpod.collectives.relay import chain, relay
 
 _SHORT = 16 << 10  # bytes of a row that are added up in one go with others: what numpy adds to then stays in the cache
-_MEETING = 128 << 10  # bytes of an array that meets others in one piece; longer ones are added up in a relay
+_MEETING = 32 << 10  # bytes of an array for each card up to which a meeting takes less time than a relay
+_EXCHANGED = (
+    32 << 10,
+    512 << 10,
+)  # bytes for one card, and of one card: larger pieces leave the cache before they are read
 _PAIR = 1 << 20  # bytes of a piece between two cards
 
 
@@ -59,7 +63,7 @@ def _one_shot(meeting: Meeting, task: Task) -> None:
 
 def _reduce_star(meeting: Meeting, task: Task) -> None:
     """The root adds up all arrays, rank 0's first; long ones are added up on the way to it."""
-    if (array := task.spaces[0]).nbytes > _MEETING:
+    if (array := task.spaces[0]).nbytes > _MEETING * meeting.world_size:
         relay(meeting, task, 0, array.size if meeting.rank == task.root else 0)
         return
     _fold_arrays(meeting, task, here=meeting.rank == task.root)
@@ -144,7 +148,7 @@ def _two_shot_ordered(meeting: Meeting, task: Task) -> None:
 
 def _reduce_scatter_ordered(meeting: Meeting, task: Task) -> None:
     """Rank r adds up block r, rank 0's first; long ones are added up on the way to it."""
-    if task.spaces[0].nbytes > _MEETING:
+    if task.spaces[0].nbytes > _MEETING * meeting.world_size:
         bounds, own = task.banks[0], meeting.rank
         relay(meeting, task, bounds[own], bounds[own + 1])
         return
@@ -155,16 +159,17 @@ def _reduce_scatter_ordered(meeting: Meeting, task: Task) -> None:
 def _folded_blocks(meeting: Meeting, task: Task) -> Iterator[tuple[int, Array, Array]]:
     """Put everyone's chunks on the board and add up this rank's, rank 0's first, piece by piece.
 
-    Yields where in the chunks a piece starts, the slots as `_rows` has them, and this rank's sum in its own array.
+    Yields where in the chunks a piece starts, the slots as `_rows` has them, and this rank's sum where it belongs.
     """
     array, bounds, n, own = task.spaces[0], task.banks[0], meeting.world_size, meeting.rank
+    home = array[bounds[own] : bounds[own + 1]] if task.into is None else task.into
     assert task.reduce is not None
     step, longest = max(1, meeting.slot // array.itemsize // n), _longest(bounds)
     for start in range(0, longest, step):
         slots = _rows(meeting, array.dtype, n, min(step, longest - start))
         _put(slots[own], array, bounds, start)
         meeting.meet()
-        block = array[bounds[own] + start : min(bounds[own] + start + slots.shape[2], bounds[own + 1])]
+        block = home[start : start + slots.shape[2]]
         _fold(task.reduce, slots[:, own], block)
         yield start, slots, block
 
@@ -242,13 +247,16 @@ def _reduce(meeting: Meeting, task: Task) -> None:
 def _reduce_scatter(meeting: Meeting, task: Task) -> None:
     """Rank r adds up block r: its own first, then that of r − 1, r − 2, …"""
     array, bounds, n, own = task.spaces[0], task.banks[0], meeting.world_size, meeting.rank
+    home = array[bounds[own] : bounds[own + 1]] if task.into is None else task.into
     assert task.reduce is not None
     step = max(1, meeting.slot // array.itemsize // n)
     for start in range(0, _longest(bounds), step):
         slots = _rows(meeting, array.dtype, n, min(step, _longest(bounds) - start))
         _put(slots[own], array, bounds, start)
         meeting.meet()
-        block = array[bounds[own] + start : min(bounds[own] + start + slots.shape[2], bounds[own + 1])]
+        block = home[start : start + slots.shape[2]]
+        if task.into is not None:
+            block[...] = array[bounds[own] :][start : start + block.size]
         _add_up(task.reduce, block, slots[:, own, : block.size], own, range(own - 1, own - n, -1))
 
 
@@ -265,7 +273,7 @@ def _all_gather(meeting: Meeting, task: Task) -> None:
 def _all_to_all(meeting: Meeting, task: Task) -> None:
     (array, out), (blocks, places), n, own = task.spaces, task.banks, meeting.world_size, meeting.rank
     longest = _longest(blocks)  # of equal blocks; others the ranks would not agree on
-    step = max(1, meeting.slot // n)
+    step = max(1, min(meeting.slot // n, max(_EXCHANGED[0], _EXCHANGED[1] // n)))
     for start in range(0, longest, step):
         slots = _rows(meeting, np.dtype(np.uint8), n, min(step, longest - start))
         _put(slots[own], array, blocks, start)

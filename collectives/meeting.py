@@ -52,6 +52,7 @@ class Task:
         reduce: how operands combine.
         root: group rank.
         across: in a group on several hosts, carries out what goes between them.
+        into: where this rank's block of a reduce_scatter goes; then the array stays as it is. Else in the array.
     """
 
     spaces: Sequence[Array]
@@ -59,3 +60,4 @@ class Task:
     reduce: np.ufunc | None
     root: int
     across: Callable[[], None] | None = None
+    into: Array | None = None

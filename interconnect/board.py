@@ -73,7 +73,7 @@ class Board:
         base += 2 * words
         self._texts = whole[base : base + TEXT * world_size].reshape(world_size, TEXT)
         base += TEXT * world_size
-        posts = whole[base : base + 2 * _LINE * world_size].view(np.uint64).data  # a card: how far it is; its bell
+        posts = whole[base : base + 2 * _LINE * world_size].view(np.uint64).data  # how far, bell, for what
         self._posts, self._bells = posts, self._address + base + _LINE
         self._slots: list[Bytes] = [
             whole[head + i * slot * world_size : head + (i + 1) * slot * world_size].reshape(world_size, slot)
@@ -198,7 +198,7 @@ class Board:
         with self._fence:
             pass
         for waiting in range(last) if rank == last else (rank + 1,):
-            if posts[waiting * _POST + _BELL]:
+            if posts[waiting * _POST + _BELL] and posts[waiting * _POST + _BELL + 1] <= count:
                 posts[waiting * _POST + _BELL] = 0
                 futex.wake(self._bells + waiting * 2 * _LINE)
 
@@ -223,6 +223,7 @@ class Board:
     def sleep_for(self, rank: int, count: int, seconds: float) -> bool:
         """As `sleep`, for one card's progress."""
         bell = self.rank * _POST + _BELL
+        self._posts[bell + 1] = count
         self._posts[bell] = 1
         with self._fence:
             pass

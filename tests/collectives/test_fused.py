@@ -108,7 +108,16 @@ def fused(collective: str, name: str, n: int, slot: int, count: int, dtype: Any,
         if collective in ("all_reduce", "reduce", "broadcast"):
             task = Task((array,), (even_bounds(count, chunks),), SUM.get(collective), root)
         elif collective == "reduce_scatter":
-            task = Task((array,), (block_bounds([count // n] * n, chunks),), np.add, root)
+            bounds, into = block_bounds([count // n] * n, chunks), np.empty(count // n, dtype)
+            before = array.tobytes()
+            FUSED[collective, name](seat, Task((array,), (bounds,), np.add, root, into=into))
+            assert array.tobytes() == before
+            seat.meet()
+            task = Task((array,), (bounds,), np.add, root)
+            FUSED[collective, name](seat, task)
+            block = array[rank * (count // n) :][: count // n]
+            assert block.tobytes() == into.tobytes()
+            return array
         elif collective == "all_gather":
             block = count // n
             whole = np.zeros(block * n, dtype).view(np.uint8)
