@@ -18,6 +18,7 @@ from superpod.collectives import flat
 from superpod.collectives.arrays import (
     Array,
     Flat,
+    able_to_take,
     block_of,
     block_shape,
     blocks_like,
@@ -189,9 +190,12 @@ class Communicator(CommunicatorBase):
 
         def action() -> Array:
             blocks = [array.size // self.world_size] * self.world_size
-            data = copy_flat(array, operation_.wide)
-            own = flat.reduce_scatter(self._engine, data, blocks, operation_, text, opts)
-            store(target, own)
+            if able_to_take(target, array, operation_):
+                own = target.reshape(-1)
+                flat.reduce_scatter(self._engine, flat_view(array), blocks, operation_, text, opts, own)
+            else:
+                data = copy_flat(array, operation_.wide)
+                store(target, flat.reduce_scatter(self._engine, data, blocks, operation_, text, opts))
             return target
 
         return self._issue("reduce_scatter", action, async_op)

@@ -165,6 +165,7 @@ class Engine:
         timeout: float | None = None,
         after: Callable[[Plan, Sequence[Array]], None] | None = None,
         before: Callable[[Plan, Sequence[Array]], None] | None = None,
+        into: Array | None = None,
     ) -> None:
         """Run a collective on `spaces`; call this from an action that was issued.
 
@@ -174,6 +175,7 @@ class Engine:
             spaces: the given 1-D contiguous arrays of one dtype (none: bytes); the plan's scratch is added.
             banks: number of chunks → chunk bounds of the banks (see `bind`).
             before, after: called with the plan and all spaces, to move blocks into and out of scratch.
+            into: where this rank's block of a reduce_scatter goes; then the array stays as it is.
         """
         start = time.perf_counter()
         seconds = self.timeout if timeout is None else timeout
@@ -181,6 +183,8 @@ class Engine:
         if prepared is None:
             prepared = self._prepare(key, call(), len(spaces), banks)
         plan, self.last, self._latest = prepared.plan, prepared.choice, prepared
+        if into is not None and prepared.fused is None:
+            spaces = (spaces[0].copy(),)
         if plan.scratch:
             spaces = (*spaces, np.empty(plan.scratch, spaces[0].dtype if spaces else np.uint8))
         if before is not None:
@@ -188,17 +192,22 @@ class Engine:
         sequence = self.agreement.begin(prepared.where.text, prepared.call.nbytes, start, self._place)
         if prepared.fused is not None:
             across = partial(run, plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
-            task = Task(spaces, prepared.banks, reduce, prepared.call.root, across)
+            task = Task(spaces, prepared.banks, reduce, prepared.call.root, across, into)
             self._meet(prepared.fused, task, prepared.where.text, sequence, seconds)
         else:
             run(plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
+        if into is not None and prepared.fused is None:
+            into[...] = spaces[0][prepared.banks[0][self.rank * plan.nchunks // self.world_size] :][: into.size]
         if after is not None:
             after(plan, spaces)
-        nbytes, ended = prepared.call.nbytes, time.perf_counter()
+        self._count(prepared, start)
+
+    def _count(self, prepared: Prepared, start: float) -> None:
+        ended, call, algorithm = time.perf_counter(), prepared.call, prepared.choice.algorithm
         self.agreement.end(ended)
-        self.statistics.count(prepared.call.collective, prepared.choice.algorithm, nbytes, ended - start)
+        self.statistics.count(call.collective, algorithm, call.nbytes, ended - start)
         if self._clock is not None:
-            self._clock.count(prepared.call, prepared.choice.algorithm, self._issued)
+            self._clock.count(call, algorithm, self._issued)
 
     def _prepare(
         self, key: tuple[Any, ...], call: Call, given: int, banks: Callable[[int], tuple[Bounds, ...]]

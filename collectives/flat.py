@@ -76,14 +76,23 @@ def all_gather(engine: Engine, out: Array, blocks: Sequence[int], label: str, op
 
 
 def reduce_scatter(
-    engine: Engine, array: Array, blocks: Sequence[int], op: Operation, label: str, options: Options
+    engine: Engine,
+    array: Array,
+    blocks: Sequence[int],
+    op: Operation,
+    label: str,
+    options: Options,
+    into: Array | None = None,
 ) -> Array:
-    """Reduce `array` (of op.wide) over all ranks; returns this rank's block of it. The rest is used up."""
+    """Reduce `array` (of op.wide) over all ranks; returns this rank's block of it. The rest is used up.
+
+    With `into`, of op.wide, the block is there and `array`, which it must not overlap, stays as it is.
+    """
     text = f"reduce_scatter({label}, {op.name})"
     call = Call("reduce_scatter", text, array.nbytes, 0, options.algorithm, _equal(blocks))
-    _run_blocks(engine, call, (array,), blocks, options, reduce=op.ufunc)
+    _run_blocks(engine, call, (array,), blocks, options, reduce=op.ufunc, into=into)
     start = sum(blocks[: engine.rank])
-    own = array[start : start + blocks[engine.rank]]
+    own = array[start : start + blocks[engine.rank]] if into is None else into
     op.finish(own, engine.world_size)
     return own
 
@@ -168,8 +177,12 @@ def _run_blocks(
     reduce: np.ufunc | None = None,
     put: Array | None = None,
     fetch: Array | None = None,
+    into: Array | None = None,
 ) -> None:
-    """Run a collective with one block a rank. `put` and `fetch` are this rank's block where it lies in scratch."""
+    """Run a collective with one block a rank. `put` and `fetch` are this rank's block where it lies in scratch.
+
+    `into`: see Engine.run.
+    """
 
     def own_block(plan: Plan, spaces: Sequence[Array]) -> Array:
         chunks = plan.nchunks // engine.world_size
@@ -195,6 +208,7 @@ def _run_blocks(
         timeout=options.timeout,
         before=before,
         after=after,
+        into=into,
     )
 
 

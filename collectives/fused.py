@@ -6,49 +6,24 @@ schedule's order, so the results are the same bits as those of `execute`. Long a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from superpod.collectives.execute import Array, Bounds
+from superpod.collectives.meeting import Meeting as Meeting
+from superpod.collectives.meeting import Task as Task
+from superpod.collectives.relay import chain, relay
 
-
-class Meeting(Protocol):
-    """How cards meet. `slot` is the room of one card in bytes."""
-
-    rank: int
-    world_size: int
-    slot: int
-
-    def begin(self) -> Array:
-        """Bytes of shape (world_size, slot): this card writes its own row, then meets the others."""
-        ...
-
-    def meet(self) -> None:
-        """Return when all have written. Other slots are begun only by who has read what it wanted of these."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A collective on flat arrays, as `Engine.run` has it.
-
-    Attributes:
-        spaces: the arrays in the order of the schedule's banks; a rank that has none of its own has scratch last.
-        banks: chunk bounds of the banks.
-        reduce: how operands combine.
-        root: group rank.
-        across: in a group on several hosts, carries out what goes between them.
-    """
-
-    spaces: Sequence[Array]
-    banks: Sequence[Bounds]
-    reduce: np.ufunc | None
-    root: int
-    across: Callable[[], None] | None = None
+_SHORT = 16 << 10  # bytes of a row that are added up in one go with others: what numpy adds to then stays in the cache
+_MEETING = 32 << 10  # bytes of an array for each card up to which a meeting takes less time than a relay
+_EXCHANGED = (
+    32 << 10,
+    512 << 10,
+)  # bytes for one card, and of one card: larger pieces leave the cache before they are read
+_PAIR = 1 << 20  # bytes of a piece between two cards
 
 
 def _fold(reduce: np.ufunc, rows: Array, into: Array) -> None:
@@ -87,25 +62,79 @@ def _one_shot(meeting: Meeting, task: Task) -> None:
 
 
 def _reduce_star(meeting: Meeting, task: Task) -> None:
-    """The root adds up all arrays: rank 0's first."""
+    """The root adds up all arrays, rank 0's first; long ones are added up on the way to it."""
+    if (array := task.spaces[0]).nbytes > _MEETING * meeting.world_size:
+        relay(meeting, task, 0, array.size if meeting.rank == task.root else 0)
+        return
     _fold_arrays(meeting, task, here=meeting.rank == task.root)
 
 
 def _two_shot(meeting: Meeting, task: Task) -> None:
-    """Rank r adds up chunk r: its own first, then that of r − 1, r − 2, …; in a second meeting all take the results."""
+    """Rank r adds up chunk r: its own first, then that of r − 1, r − 2, …; in a second meeting all take the results.
+
+    A chunk's rows lie in that order and in one piece, and the owner's stays where it is.
+    """
+    if meeting.world_size == 2:
+        _two_shot_pair(meeting, task)
+        return
     array, bounds, n, own = task.spaces[0], task.banks[0], meeting.world_size, meeting.rank
     assert task.reduce is not None
     longest = bounds[1] - bounds[0]
     step = max(1, meeting.slot // array.itemsize // n)
     for start in range(0, longest, step):
-        slots = _rows(meeting, array.dtype, n, min(step, longest - start))
-        _put(slots[own], array, bounds, start)
+        width = min(step, longest - start)
+        rows = meeting.begin().reshape(-1).view(array.dtype)[: n * n * width].reshape(n * n, width)
+        if own + 1 < n:  # chunk c's row of rank r is its (c − r) mod n-th
+            _put(rows[(own + 1) * n + 1 :: n + 1][: n - own - 1], array, bounds[own + 1 :], start)
+        if own:
+            _put(rows[n - own :: n + 1][:own], array, bounds[: own + 1], start)
         meeting.meet()
-        width = max(0, min(bounds[own + 1] - bounds[own] - start, slots.shape[2]))
-        total = slots[own, own, :width]
-        _add_up(task.reduce, total, slots[:, own, :width], own, range(own - 1, own - n, -1))
+        mine = array[bounds[own] + start : max(bounds[own] + start, min(bounds[own] + start + width, bounds[own + 1]))]
+        _sum_up(task.reduce, mine, rows[own * n : own * n + n], own)
+        results = meeting.begin().reshape(-1).view(array.dtype)[: n * width].reshape(n, width)
+        results[own, : mine.size] = mine
         meeting.meet()
-        _take(slots.diagonal(axis1=0, axis2=1).T, array, bounds, start)
+        if own:
+            _take(results[:own], array, bounds[: own + 1], start)
+        if own + 1 < n:
+            _take(results[own + 1 :], array, bounds[own + 1 :], start)
+
+
+def _sum_up(reduce: np.ufunc, total: Array, rows: Array, own: int) -> None:
+    """Add rows 1, 2, … to `total`; row 0 is room. Long rows one by one, short ones in one go.
+
+    numpy's sum has the operands the other way round than the schedule where the lower rank comes later, which only a
+    product of complex numbers can tell.
+    """
+    n, size = len(rows), total.size
+    if size * total.itemsize <= _SHORT and size > 1 and isinstance(reduce, np.ufunc):
+        rows[0, :size] = total
+        reduce.reduce(rows[:, :size], axis=0, out=total, initial=None)
+        return
+    for k in range(1, n):
+        row = rows[k, :size]
+        one, other = (row, total) if (own - k) % n < own else (total, row)
+        reduce(one, other, out=total)
+
+
+def _two_shot_pair(meeting: Meeting, task: Task) -> None:
+    """Both add up the other's chunk, where it lies: half of each array crosses over, and comes back as the sum."""
+    array, (_, middle, size), own = task.spaces[0], task.banks[0], meeting.rank
+    assert task.reduce is not None
+    step = max(1, min(meeting.slot, _PAIR) // array.itemsize)
+    edges = ((0, middle), (middle, size))
+    (first, last), (start, end) = edges[own], edges[1 - own]
+    for k in range(0, middle, step):
+        slots = meeting.begin().view(array.dtype)
+        mine, other = array[first + k : min(first + k + step, last)], array[start + k : min(start + k + step, end)]
+        slots[own, : mine.size] = mine
+        meeting.meet()
+        theirs = slots[1 - own, : other.size]
+        one, two = (other, theirs) if own == 0 else (theirs, other)
+        task.reduce(one, two, out=other)
+        theirs[...] = other
+        meeting.meet()
+        mine[...] = slots[own, : mine.size]
 
 
 def _two_shot_ordered(meeting: Meeting, task: Task) -> None:
@@ -118,7 +147,11 @@ def _two_shot_ordered(meeting: Meeting, task: Task) -> None:
 
 
 def _reduce_scatter_ordered(meeting: Meeting, task: Task) -> None:
-    """Rank r adds up block r: rank 0's first."""
+    """Rank r adds up block r, rank 0's first; long ones are added up on the way to it."""
+    if task.spaces[0].nbytes > _MEETING * meeting.world_size:
+        bounds, own = task.banks[0], meeting.rank
+        relay(meeting, task, bounds[own], bounds[own + 1])
+        return
     for _ in _folded_blocks(meeting, task):
         pass
 
@@ -126,16 +159,17 @@ def _reduce_scatter_ordered(meeting: Meeting, task: Task) -> None:
 def _folded_blocks(meeting: Meeting, task: Task) -> Iterator[tuple[int, Array, Array]]:
     """Put everyone's chunks on the board and add up this rank's, rank 0's first, piece by piece.
 
-    Yields where in the chunks a piece starts, the slots as `_rows` has them, and this rank's sum in its own array.
+    Yields where in the chunks a piece starts, the slots as `_rows` has them, and this rank's sum where it belongs.
     """
     array, bounds, n, own = task.spaces[0], task.banks[0], meeting.world_size, meeting.rank
+    home = array[bounds[own] : bounds[own + 1]] if task.into is None else task.into
     assert task.reduce is not None
     step, longest = max(1, meeting.slot // array.itemsize // n), _longest(bounds)
     for start in range(0, longest, step):
         slots = _rows(meeting, array.dtype, n, min(step, longest - start))
         _put(slots[own], array, bounds, start)
         meeting.meet()
-        block = array[bounds[own] + start : min(bounds[own] + start + slots.shape[2], bounds[own + 1])]
+        block = home[start : start + slots.shape[2]]
         _fold(task.reduce, slots[:, own], block)
         yield start, slots, block
 
@@ -157,14 +191,15 @@ def _rows(meeting: Meeting, dtype: Any, n: int, width: int) -> Array:
 def _even(bounds: Bounds) -> int:
     """The length of the chunks if all have one, else 0."""
     length = bounds[1] - bounds[0]
-    return length if length and bounds == tuple(range(0, length * len(bounds), length)) else 0
+    return length if length and bounds == tuple(range(bounds[0], bounds[-1] + 1, length)) else 0
 
 
 def _put(rows: Array, array: Array, bounds: Bounds, start: int) -> None:
     """Copy a piece of every chunk of `array`, from element `start` of it on, into its row."""
     width = rows.shape[1]
     if length := _even(bounds):
-        rows[...] = array.reshape(-1, length)[:, start : start + width]
+        pieces = array[bounds[0] : bounds[-1]].reshape(-1, length)[:, start : start + width]
+        rows[:, : pieces.shape[1]] = pieces
         return
     for row, first, last in zip(rows, bounds[:-1], bounds[1:], strict=True):
         piece = array[first + start : min(first + start + width, last)]
@@ -175,7 +210,8 @@ def _take(rows: Array, array: Array, bounds: Bounds, start: int) -> None:
     """The reverse of `_put`."""
     width = rows.shape[1]
     if length := _even(bounds):
-        array.reshape(-1, length)[:, start : start + width] = rows
+        pieces = array[bounds[0] : bounds[-1]].reshape(-1, length)[:, start : start + width]
+        pieces[...] = rows[:, : pieces.shape[1]]
         return
     for row, first, last in zip(rows, bounds[:-1], bounds[1:], strict=True):
         piece = array[first + start : min(first + start + width, last)]
@@ -211,13 +247,16 @@ def _reduce(meeting: Meeting, task: Task) -> None:
 def _reduce_scatter(meeting: Meeting, task: Task) -> None:
     """Rank r adds up block r: its own first, then that of r − 1, r − 2, …"""
     array, bounds, n, own = task.spaces[0], task.banks[0], meeting.world_size, meeting.rank
+    home = array[bounds[own] : bounds[own + 1]] if task.into is None else task.into
     assert task.reduce is not None
     step = max(1, meeting.slot // array.itemsize // n)
     for start in range(0, _longest(bounds), step):
         slots = _rows(meeting, array.dtype, n, min(step, _longest(bounds) - start))
         _put(slots[own], array, bounds, start)
         meeting.meet()
-        block = array[bounds[own] + start : min(bounds[own] + start + slots.shape[2], bounds[own + 1])]
+        block = home[start : start + slots.shape[2]]
+        if task.into is not None:
+            block[...] = array[bounds[own] :][start : start + block.size]
         _add_up(task.reduce, block, slots[:, own, : block.size], own, range(own - 1, own - n, -1))
 
 
@@ -234,7 +273,7 @@ def _all_gather(meeting: Meeting, task: Task) -> None:
 def _all_to_all(meeting: Meeting, task: Task) -> None:
     (array, out), (blocks, places), n, own = task.spaces, task.banks, meeting.world_size, meeting.rank
     longest = _longest(blocks)  # of equal blocks; others the ranks would not agree on
-    step = max(1, meeting.slot // n)
+    step = max(1, min(meeting.slot // n, max(_EXCHANGED[0], _EXCHANGED[1] // n)))
     for start in range(0, longest, step):
         slots = _rows(meeting, np.dtype(np.uint8), n, min(step, longest - start))
         _put(slots[own], array, blocks, start)
@@ -263,6 +302,7 @@ FUSED: Mapping[tuple[str, str], Fused] = {
     ("all_reduce", "one_shot"): _one_shot,
     ("all_reduce", "two_shot"): _two_shot,
     ("all_reduce", "two_shot_ordered"): _two_shot_ordered,
+    ("all_reduce", "chain"): chain,
     ("broadcast", "direct"): _broadcast,
     ("reduce", "direct"): _reduce,
     ("reduce", "star"): _reduce_star,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from math import inf
 from typing import Any, NoReturn
 
@@ -74,7 +74,8 @@ class Table:
         self.begin = self._board.begin
         self._tag, self._end, self._limit = 0, 0.0, 0.0
         self._patience = _PATIENCE
-        self._wanted: bytes | None = None
+        self._waiting: list[int] | None = None  # while it sleeps: whom it needs, if all have come
+        self._past = self._told = 0  # pieces of all relays before this one, and with it
 
     def _miss(self, host: Receive, error: OSError) -> NoReturn:
         """The board cannot be opened. Raises why: what the others say, if they say something."""
@@ -104,14 +105,31 @@ class Table:
         wanted = self._board.add_up(tag, text, kind, data, nbytes, *self._patience)
         if wanted is not None:
             self._end = time.monotonic() + seconds - self._patience[1]
-            self._wait_for(wanted)
+            self._wait(partial(self._board.sleep, wanted), [])
             self._board.take(kind, data, nbytes)
 
     def meet(self) -> None:
         """Raises what Mesh.wait raises."""
         wanted = self._board.come(self._tag, self._text)
         if not self._board.watch(wanted, *self._patience):
-            self._wait_for(wanted)
+            self._wait(partial(self._board.sleep, wanted), [])
+
+    def relay(self, pieces: int) -> Array:
+        """See Meeting. The counts of all relays go on from one another, so none is ever taken back."""
+        room = self._board.room()
+        self._past, self._told = self._told, self._told + pieces
+        self._board.come(self._tag, self._text)
+        return room
+
+    def tell(self, count: int) -> None:
+        """See Meeting."""
+        self._board.tell(self._past + count)
+
+    def wait_for(self, rank: int, count: int) -> None:
+        """Raises what Mesh.wait raises."""
+        count += self._past
+        if not self._board.watch_for(rank, count, self._patience[0]):
+            self._wait(partial(self._board.sleep_for, rank, count), [rank])
 
     def leave(self) -> None:
         """The group is over."""
@@ -119,22 +137,23 @@ class Table:
 
     def absent(self) -> list[int]:
         """The ranks, in the mesh, that this card is waiting for."""
-        return [self._ranks[r] for r in self._board.absent()] if self._wanted is not None else []
+        return [self._ranks[r] for r in self._late()] if self._waiting is not None else []
 
-    def _wait_for(self, wanted: bytes) -> None:
-        self._wanted = wanted
+    def _wait(self, sleep: Callable[[float], bool], needed: list[int]) -> None:
+        """Until `sleep` says so; `needed` are to blame when all have come."""
+        self._waiting = needed
         try:
-            self._wait(wanted)
+            self._sleep(sleep)
         except BaseException:
             self._board.withdraw()
             raise
         finally:
-            self._wanted = None
+            self._waiting = None
 
-    def _wait(self, wanted: bytes) -> None:
+    def _sleep(self, sleep: Callable[[float], bool]) -> None:
         start = now = time.monotonic()
         probe_at, look_at, nap = start + PROBE_AFTER, start + _LOOKS, _NAPS[0]
-        while not self._board.sleep(wanted, min(nap, max(self._end - now, 0.001))):
+        while not sleep(min(nap, max(self._end - now, 0.001))):
             now = time.monotonic()
             for rank, job in self._board.departed().items():
                 self._mesh.note_departure(self._group, self._ranks[rank], job=job)
@@ -144,7 +163,7 @@ class Table:
                 self._mesh.look(self._group, self._asked([odd[0]]), probe=True)
             if now >= probe_at:
                 probe_at = now + max(1.0, now - start)
-                self._mesh.look(self._group, self._asked(self._neighbours(self._board.absent())), probe=True)
+                self._mesh.look(self._group, self._asked(self._neighbours(self._late())), probe=True)
             moved, doubt = self._mesh.glance(self._group)
             if doubt or now >= look_at:
                 look_at = now + _LOOKS
@@ -161,7 +180,10 @@ class Table:
 
     def _awaited(self) -> list[Receive]:
         """What the absent are asked for, in the mesh's terms."""
-        return self._asked(self._board.absent())
+        return self._asked(self._late())
+
+    def _late(self) -> list[int]:
+        return self._board.absent() or self._waiting or []
 
     def _asked(self, ranks: Sequence[int]) -> list[Receive]:
         ident, number, text = self._group.ident, self._sequence, self._text

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from superpod.collectives import flat
+from superpod.collectives.arrays import able_to_take
 from superpod.collectives.engine import Engine
 from superpod.collectives.flat import Options
 from superpod.collectives.operations import Operation
@@ -127,7 +128,11 @@ class CollectiveGroup(GroupBase):
         self._fits(output, counts, "the output")
 
         def action() -> None:
-            data = Reducible(join(), copy=True).data
+            given, home = own_numbers(whole := join()), own_numbers(output)
+            if given is not None and home is not None and reduce.factor is None and able_to_take(home, given, reduce):
+                flat.reduce_scatter(self._engine, given, counts, reduce, text, limit, home)
+                return
+            data = Reducible(whole, copy=True).data
             reduce.begin(data)
             own = flat.reduce_scatter(self._engine, data, counts, reduce, text, limit)
             store(output, own)

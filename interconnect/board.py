@@ -9,6 +9,9 @@ Order of memory: a slot is written before its stamp (x86-64 keeps stores in orde
 is about to sleep says so, and looks once more; who comes last looks for sleepers. Between the store and the load of
 both there is a full fence, so that one of the two sees the other.
 
+In a relay, cards come to a meeting without waiting for the others: each says how far it has got, and waits until one
+other has got as far as it needs. Who gets on wakes the next rank, the last rank everybody.
+
 The memory has no name in any file system, so nothing is left of it when the last card is gone, however it went.
 
 _board.c does the hot part of this in compiled code, where it could be built; cards with and without it may meet.
@@ -42,6 +45,7 @@ Bytes = npt.NDArray[np.uint8]
 TEXT = 256  # bytes of a card's call in words
 _PAGE = 4096
 _LINE = 64
+_POST, _BELL = 2 * _LINE // 8, _LINE // 8  # in words: from one card's post to the next, and to the bell in it
 _TOKEN, _TOKEN_BYTES = 16, 16  # where in the first line the board's own name lies, and how long it is
 _CLOSED_GROUP, _LEFT_JOB = 1, 2
 _SPINS = 500  # looks at the stamps before giving way, some 10 µs, if every card has a core of its own
@@ -89,8 +93,12 @@ class Board:
         stamps = [whole[base + i * words : base + i * words + 8 * world_size] for i in range(2)]
         self._own_stamps = [part.view(np.uint64)[rank : rank + 1] for part in stamps]
         self._stamps = [part.data for part in stamps]
+        self._words = [part.view(np.uint64).data for part in stamps]
         base += 2 * words
         self._texts = whole[base : base + TEXT * world_size].reshape(world_size, TEXT)
+        base += TEXT * world_size
+        posts = whole[base : base + 2 * _LINE * world_size].view(np.uint64).data  # how far, bell, for what
+        self._posts, self._bells = posts, self._address + base + _LINE
         self._slots: list[Bytes] = [
             whole[head + i * slot * world_size : head + (i + 1) * slot * world_size].reshape(world_size, slot)
             for i in range(2)
@@ -243,6 +251,53 @@ class Board:
             self._asleep[self.rank] = 0
         return self.met(wanted)
 
+    def room(self) -> Bytes:
+        """The other set of slots as one piece, for all cards together."""
+        return self.begin().reshape(-1)
+
+    def tell(self, count: int) -> None:
+        """Say how far this card is; numbers only grow."""
+        posts, rank, last = self._posts, self.rank, self.world_size - 1
+        posts[rank * _POST] = count
+        with self._fence:
+            pass
+        for waiting in range(last) if rank == last else (rank + 1,):
+            if posts[waiting * _POST + _BELL] and posts[waiting * _POST + _BELL + 1] <= count:
+                posts[waiting * _POST + _BELL] = 0
+                futex.wake(self._bells + waiting * 2 * _LINE)
+
+    def reached(self, rank: int, count: int) -> bool:
+        """Whether a card has come to this card's meeting, for the same reason, and got as far as `count`."""
+        half = self.meetings & 1
+        return self._posts[rank * _POST] >= count and self._words[half][rank] == self._words[half][self.rank]
+
+    def watch_for(self, rank: int, count: int, seconds: float) -> bool:
+        """As `watch`, for one card's progress."""
+        if self.reached(rank, count):
+            return True
+        give_way, end = os.sched_yield, time.monotonic() + seconds
+        while True:
+            for _ in range(16):
+                give_way()
+                if self.reached(rank, count):
+                    return True
+            if time.monotonic() >= end:
+                return False
+
+    def sleep_for(self, rank: int, count: int, seconds: float) -> bool:
+        """As `sleep`, for one card's progress."""
+        bell = self.rank * _POST + _BELL
+        self._posts[bell + 1] = count
+        self._posts[bell] = 1
+        with self._fence:
+            pass
+        try:
+            if not self.reached(rank, count):
+                futex.wait(self._bells + self.rank * 2 * _LINE, 1, seconds)
+        finally:
+            self._posts[bell] = 0
+        return self.reached(rank, count)
+
     def depart(self, *, job: bool) -> None:
         """This card comes no more: it has closed the group, or left the job. Whoever waits for it will look."""
         self._departed[self.rank] = _LEFT_JOB if job else _CLOSED_GROUP
@@ -276,7 +331,7 @@ def nbytes(world_size: int, slot: int) -> int:
 
 def _head(world_size: int) -> int:
     words = _round(8 * world_size, _LINE)
-    return _round(_LINE + 2 * _round(world_size, _LINE) + 2 * words + TEXT * world_size, _PAGE)
+    return _round(_LINE + 2 * _round(world_size, _LINE) + 2 * words + (TEXT + 2 * _LINE) * world_size, _PAGE)
 
 
 def _round(number: int, unit: int) -> int:

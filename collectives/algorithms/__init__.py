@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from superpod.collectives.algorithms import (
     bruck,
+    chain,
     circulant,
     direct,
     direct_rooted,
@@ -42,6 +43,7 @@ _FILES = (
     direct,
     direct_rooted,
     ordered,
+    chain,
     bruck,
     pairwise,
     dissemination,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from superpod.collectives.communicator import Communicator
-from superpod.interconnect.errors import DeadlineExceeded, SuperpodError
+from superpod.interconnect.errors import CollectiveMismatch, DeadlineExceeded, RemoteError, SuperpodError
 from superpod.launcher.testing import run_ranks
 
 
@@ -73,3 +73,52 @@ def test_a_group_made_again_after_a_failure_meets_at_a_board_of_its_own() -> Non
         return float(again.all_reduce(np.ones(1))[0])
 
     assert run_ranks(2, card, link="shm") == [2.0, 2.0]
+
+
+LONG = 1 << 18  # float32 elements: four pieces of a relay
+
+
+def test_who_does_not_come_to_a_relay_is_named_by_those_before_and_after_it() -> None:
+    def card(comm: Communicator) -> str:
+        group = comm.group([0, 1, 2, 3])
+        assert group is not None
+        text = ""
+        if comm.rank != 1:
+            with pytest.raises((DeadlineExceeded, RemoteError)) as raised:  # its own, or what another one told it first
+                group.all_reduce(np.ones(LONG, np.float32), algorithm="chain", timeout=0.5)
+            text = str(raised.value)
+        comm.barrier()
+        return text
+
+    texts = run_ranks(4, card, link="shm")
+    assert all("waiting for rank 1" in texts[rank] for rank in (0, 2, 3)), texts
+
+
+def test_cards_of_different_relays_find_out() -> None:
+    def card(comm: Communicator) -> str:
+        with pytest.raises(CollectiveMismatch) as raised:
+            comm.all_reduce(np.ones(LONG + (comm.rank == 2), np.float32), algorithm="chain", timeout=20)
+        return str(raised.value)
+
+    for text in run_ranks(4, card, link="shm"):
+        assert f"{LONG} × float32" in text
+        assert f"{LONG + 1} × float32" in text
+
+
+def test_relays_and_meetings_by_turns_leave_nothing_of_one_another() -> None:
+    """Who leaves a relay early must not write where a late one still reads."""
+
+    def card(comm: Communicator) -> int:
+        n, wrong = comm.world_size, 0
+        for i in range(40):
+            count = (LONG, 3, LONG // 2 + i, 5000)[i % 4]
+            mine = np.full(count * n, comm.rank + i, np.float32)
+            block = comm.reduce_scatter(mine, algorithm="direct_ordered")
+            wrong += np.count_nonzero(block != n * (n - 1) // 2 + n * i)
+            rows = comm.all_gather(np.full(count, comm.rank - i, np.float32))
+            wrong += np.count_nonzero(rows != np.arange(n, dtype=np.float32)[:, None] - i)
+            summed = comm.reduce(mine, i % n, algorithm="star")
+            wrong += 0 if summed is None else np.count_nonzero(summed != n * (n - 1) // 2 + n * i)
+        return wrong
+
+    assert run_ranks(5, card, link="shm") == [0] * 5

@@ -16,6 +16,7 @@ from collective_cases import CHECKS, brought, check, same
 from communicator_cards import cards
 
 import superpod
+from superpod.collectives import algorithms
 from superpod.collectives.communicator import Communicator, in_memory
 from superpod.collectives.operations import OPERATIONS
 from superpod.interconnect.errors import InvalidValue, LinkClosed
@@ -393,3 +394,18 @@ def test_no_array_is_kept_after_the_call(link: str) -> None:
         return seen
 
     assert run_ranks(2, card, link=link) == [[True] * 5] * 2
+
+
+@pytest.mark.parametrize("algorithm", algorithms.names("reduce_scatter"))
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_reduce_scatter_leaves_its_array_as_it_is_unless_the_result_goes_there(algorithm: str, n: int) -> None:
+    def card(comm: Communicator) -> None:
+        array = brought(comm.rank, 5 * n)
+        before, expected = array.copy(), sum(brought(q, 5 * n) for q in range(n))[comm.rank * 5 :][:5]
+        for out in (None, np.empty(5, array.dtype), np.empty(10, array.dtype)[::2]):
+            assert np.allclose(comm.reduce_scatter(array, out=out, algorithm=algorithm), expected)
+            assert array.tobytes() == before.tobytes()
+        comm.reduce_scatter(array, out=array[-5:], algorithm=algorithm)
+        assert np.allclose(array[-5:], expected)
+
+    cards(n, card)

@@ -22,29 +22,51 @@ SUM = {"all_reduce": np.add, "reduce": np.add, "reduce_scatter": np.add}
 
 
 class Round:
-    """The slots of n threads, and where they meet. Old slots are overwritten with noise, so that late readers show."""
+    """The slots of n threads, and where they meet. Then the other set is overwritten, so that late readers show."""
 
     def __init__(self, n: int, slot: int) -> None:
         self.slots = [np.full((n, slot), 0xA5, np.uint8) for _ in range(2)]
-        self.barrier = threading.Barrier(n, timeout=60)
-        self.meetings = 0
+        self.barrier = threading.Barrier(n, self._met, timeout=60)
+        self.meetings = self.current = 0
+        self.told = [0] * n
+        self.news = threading.Condition()
+
+    def _met(self) -> None:
+        self.meetings += 1
+        self.slots[self.current ^ 1][:] = 0x5A
 
 
 class Seat:
     def __init__(self, table: Round, rank: int) -> None:
         self._table, self.rank = table, rank
         self.world_size, self.slot = table.slots[0].shape
-        self._set = 0
+        self._set = self._past = self._all = 0
 
     def begin(self) -> Any:
         self._set ^= 1
-        slots = self._table.slots[self._set]
-        slots[self.rank] = 0x5A
-        return slots
+        return self._table.slots[self._set]
 
     def meet(self) -> None:
-        if self._table.barrier.wait() == 0:
-            self._table.meetings += 1
+        self._table.current = self._set
+        self._table.barrier.wait()
+
+    def relay(self, pieces: int) -> Any:
+        self._set ^= 1
+        self._past, self._all = self._all, self._all + pieces
+        room = self._table.slots[self._set].reshape(-1)
+        if self.rank == 0:
+            room[:] = 0x5A
+        return room
+
+    def tell(self, count: int) -> None:
+        with self._table.news:
+            self._table.told[self.rank] = self._past + count
+            self._table.news.notify_all()
+
+    def wait_for(self, rank: int, count: int) -> None:
+        assert rank in (self.rank - 1, self.world_size - 1), "whom a board wakes"
+        with self._table.news:
+            assert self._table.news.wait_for(lambda: self._table.told[rank] >= self._past + count, 60)
 
 
 def brought(rank: int, count: int, dtype: Any) -> Any:
@@ -86,7 +108,16 @@ def fused(collective: str, name: str, n: int, slot: int, count: int, dtype: Any,
         if collective in ("all_reduce", "reduce", "broadcast"):
             task = Task((array,), (even_bounds(count, chunks),), SUM.get(collective), root)
         elif collective == "reduce_scatter":
-            task = Task((array,), (block_bounds([count // n] * n, chunks),), np.add, root)
+            bounds, into = block_bounds([count // n] * n, chunks), np.empty(count // n, dtype)
+            before = array.tobytes()
+            FUSED[collective, name](seat, Task((array,), (bounds,), np.add, root, into=into))
+            assert array.tobytes() == before
+            seat.meet()
+            task = Task((array,), (bounds,), np.add, root)
+            FUSED[collective, name](seat, task)
+            block = array[rank * (count // n) :][: count // n]
+            assert block.tobytes() == into.tobytes()
+            return array
         elif collective == "all_gather":
             block = count // n
             whole = np.zeros(block * n, dtype).view(np.uint8)

@@ -246,3 +246,55 @@ def test_nothing_has_a_name() -> None:
     assert set(Path("/dev/shm").iterdir()) == before
     board.close_descriptor()
     board.close_descriptor()
+
+
+def passed_on(board: Board, past: int, pieces: int, patience: float) -> list[int]:
+    """What lies on the board in the end, if every card adds its rank + 1 to each piece that the one before has done."""
+    room = board.room().view(np.int64)
+    board.come(7, "a relay")
+    for piece in range(pieces):
+        if board.rank == 0:
+            room[piece] = 1
+        else:
+            reach(board, board.rank - 1, past + piece + 1, patience)
+            room[piece] += board.rank + 1
+        board.tell(past + piece + 1)
+    reach(board, board.world_size - 1, past + pieces, patience)
+    return room[:pieces].tolist()
+
+
+def reach(board: Board, rank: int, count: int, patience: float) -> None:
+    end = time.monotonic() + LONG
+    while not board.watch_for(rank, count, patience) and not board.sleep_for(rank, count, LONG):
+        assert time.monotonic() < end, f"rank {rank} has not got to {count}"
+
+
+@pytest.mark.parametrize("patience", [0.0, 0.001])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_relay_waits_for_who_comes_before_and_for_the_last(n: int, patience: float) -> None:
+    """A lost wake-up would cost 10 s."""
+
+    def body(board: Board) -> float:
+        start, past = time.monotonic(), 0
+        for i in range(200):
+            pieces = 1 + i % 4
+            assert passed_on(board, past, pieces, patience) == [n * (n + 1) // 2] * pieces
+            past += pieces
+            if i % 3 == 0:
+                assert total(board, board.rank) == n * (n - 1) // 2
+        return time.monotonic() - start
+
+    assert with_others(n, body) < LONG
+
+
+def test_who_has_come_for_another_reason_is_not_waited_for_in_a_relay() -> None:
+    boards = [Board.create(0, 2, SLOT)]
+    boards.append(Board.open(boards[0].address, 1, 2, SLOT))
+    boards[0].come(7, "all_reduce(1)")
+    boards[0].tell(5)
+    boards[1].come(8, "all_reduce(2)")
+    assert not boards[1].watch_for(0, 5, 0.0)
+    assert not boards[1].sleep_for(0, 5, 0.0)
+    assert boards[1].at_odds() == (0, "all_reduce(1)")
+    for board in boards:
+        board.close_descriptor()

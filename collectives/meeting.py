@@ -1,0 +1,63 @@
+"""What a fused collective is given: a way to meet the other cards of its host, and what to do there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from superpod.collectives.execute import Array, Bounds
+
+
+class Meeting(Protocol):
+    """How cards meet. `slot` is the room of one card in bytes."""
+
+    rank: int
+    world_size: int
+    slot: int
+
+    def begin(self) -> Array:
+        """Bytes of shape (world_size, slot): each card writes its own part, such as its row, then meets the others."""
+        ...
+
+    def meet(self) -> None:
+        """Return when all have written. Other slots are begun only by who has read what it wanted of these."""
+        ...
+
+    def relay(self, pieces: int) -> Array:
+        """Come to a meeting without waiting for the others; returns a room for all, of world_size · slot bytes.
+
+        Nobody leaves it before the last rank is through with all `pieces`.
+        """
+        ...
+
+    def tell(self, count: int) -> None:
+        """This card is through with so many pieces of the relay."""
+        ...
+
+    def wait_for(self, rank: int, count: int) -> None:
+        """Return when a card is through with `count` pieces: the one before this, or the last."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A collective on flat arrays, as `Engine.run` has it.
+
+    Attributes:
+        spaces: the arrays in the order of the schedule's banks; a rank that has none of its own has scratch last.
+        banks: chunk bounds of the banks.
+        reduce: how operands combine.
+        root: group rank.
+        across: in a group on several hosts, carries out what goes between them.
+        into: where this rank's block of a reduce_scatter goes; then the array stays as it is. Else in the array.
+    """
+
+    spaces: Sequence[Array]
+    banks: Sequence[Bounds]
+    reduce: np.ufunc | None
+    root: int
+    across: Callable[[], None] | None = None
+    into: Array | None = None

@@ -1,0 +1,59 @@
+"""Part of the reader on a board: long arrays are added up on their way from rank 0 to the last one, piece by piece.
+
+Nobody copies its array to the board: each adds it to the sum that lies there, and takes the result. So memory is read
+and written as rarely as can be, and a card that shares its core has a long piece of work whenever it is its turn.
+"""
+
+from __future__ import annotations
+
+from superpod.collectives.meeting import Meeting, Task
+
+_PIECE = 256 << 10  # bytes of a piece: half or twice as many cost 8 cards up to a third more time at 1 MiB
+_WINDOWS = 4  # of pieces, that there is room for
+
+
+def relay(meeting: Meeting, task: Task, first: int, last: int) -> None:
+    """Add up all arrays, rank 0's first, in a room for as many pieces as are under way; take elements first … last − 1.
+
+    These are put into `task.into`, or else where they are in the array. A rank takes a window of pieces when it has
+    added to the next one, so that in the meantime the others can. There is room for four: rank 0, who writes window w
+    over w − 4, has seen the last rank, and so everyone, through with w − 2, and who is, has taken w − 4 before.
+    """
+    array, own, end = task.spaces[0], meeting.rank, meeting.world_size - 1
+    into = array[first:last] if task.into is None else task.into
+    reduce, size = task.reduce, array.size
+    assert reduce is not None
+    piece, window = _pieces(meeting, array.itemsize)
+    count, width = -(-size // piece), piece * window
+    windows = -(-count // window)
+    room = meeting.relay(count)[: _WINDOWS * width * array.itemsize].view(array.dtype)
+    for w in range(windows + 1):
+        for i in range(w * window, min((w + 1) * window, count)):
+            part = array[i * piece : (i + 1) * piece]
+            total = room[i % (_WINDOWS * window) * piece :][: part.size]
+            if own == 0:
+                total[...] = part
+            else:
+                meeting.wait_for(own - 1, i + 1)
+                reduce(total, part, out=total)
+            meeting.tell(i + 1)
+        low, high = max(first, (w - 1) * width), min(last, w * width)
+        if w and (low < high or own == 0 or w == windows):
+            meeting.wait_for(end, min(w * window, count))
+        if w and low < high:
+            start = (w - 1) % _WINDOWS * width - (w - 1) * width
+            into[low - first : high - first] = room[start + low : start + high]
+
+
+def _pieces(meeting: Meeting, itemsize: int) -> tuple[int, int]:
+    """Elements of a piece and pieces of a window: so many are under way that all cards can work at once."""
+    room = meeting.slot * meeting.world_size // _WINDOWS
+    window = max(4, meeting.world_size // _WINDOWS)
+    piece = max(1, min(_PIECE, room // window // 64 * 64) // itemsize)
+    return piece, min(window, room // (piece * itemsize))
+
+
+def chain(meeting: Meeting, task: Task) -> None:
+    """Rank 0 writes a piece, every other adds its own to it, and all take it when the last one has."""
+    array = task.spaces[0]
+    relay(meeting, task, 0, array.size)
