@@ -24,7 +24,7 @@ def relay(meeting: Meeting, task: Task, first: int, last: int) -> None:
     reduce, size = task.reduce, array.size
     assert reduce is not None
     piece, window = _pieces(meeting, array.itemsize)
-    count, width = -(-size // piece), piece * window
+    count, width = max(1, -(-size // piece)), piece * window  # an empty one, too: nobody leaves before all have come
     windows = -(-count // window)
     room = meeting.relay(count)[: _WINDOWS * width * array.itemsize].view(array.dtype)
     for w in range(windows + 1):

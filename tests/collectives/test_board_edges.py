@@ -122,3 +122,17 @@ def test_relays_and_meetings_by_turns_leave_nothing_of_one_another() -> None:
         return wrong
 
     assert run_ranks(5, card, link="shm") == [0] * 5
+
+
+def test_nobody_leaves_an_empty_relay_before_all_have_come() -> None:
+    """Who runs two meetings ahead overwrites the stamp of one that others have not noticed to be complete."""
+
+    def card(comm: Communicator) -> None:
+        for turn in range(30):
+            comm.all_reduce(np.ones(100), algorithm="two_shot_ordered")
+            if comm.rank == turn % comm.world_size:
+                time.sleep(0.005)  # asleep while the others come to the last meeting
+            for _ in range(3):
+                comm.all_reduce(np.ones(0), algorithm="chain")
+
+    run_ranks(3, card, link="shm", timeout=20)
