@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from superpod.benchmarks import compare, ddp, job, launch, peers, plan, plots, suite, turns
-from superpod.benchmarks.options import add_peers, add_shared, checked
+from superpod.benchmarks import compare, ddp, hosts, job, launch, namespaces, peers, plan, plots, suite, turns
+from superpod.benchmarks.options import add_hosts, add_peers, add_shared, checked
 from superpod.benchmarks.plan import Plan
 from superpod.benchmarks.point_to_point import EVERY, POINT_TO_POINT
 from superpod.benchmarks.results import Output
@@ -20,13 +20,16 @@ from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import parse_seconds, parse_size
 
 _DESCRIPTION = """\
-Measure collectives on cards of this machine, with nccl-tests' options and columns; every result is checked.
+Measure collectives on cards of this machine, or of several hosts, with nccl-tests' options and columns; every result is
+checked.
 
   superpod-bench all_reduce -n 8 -b 8 -e 64M -f 2
   superpod-bench all -n 2,8 -e 1M -J results.json
   superpod-bench all_reduce -n 8 --algorithm all      each algorithm by itself
   superpod-bench all -n 2,8,64 --peers gloo,openmpi,mpich    in turn with other programs, in one run
   superpod-bench latency --peers openmpi              between two cards; likewise bandwidth
+  superpod-bench all_reduce --hosts a:4,b:4 --peers gloo,openmpi --encryption on,off     between hosts
+  superpod-bench namespaces 2 -- COMMAND              a command on the first of two hosts that are made for it here
   superpod-bench launch | ddp                         starting a job; training steps
   superpod-bench plot results.json -o picture.svg     pictures of a file of -J
   superpod-bench compare old.json new.json            fails when something became slower
@@ -44,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return plots.main(arguments[1:])
         if arguments[:1] == ["compare"]:
             return compare.main(arguments[1:])
+        if arguments[:1] == ["namespaces"]:
+            return namespaces.main(arguments[1:])
         Selector(Settings.read().overrides)  # all cards of all jobs would complain of the same wrong variable
         if arguments[:1] in (["launch"], ["ddp"]):
             subcommand = launch.main if arguments[0] == "launch" else ddp.main
@@ -69,13 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _collectives(args: argparse.Namespace, command: list[str]) -> int:
     """Collectives and messages: superpod by itself, or in turn with others."""
     between_two = [name for name in args.collective.split(",") if name in POINT_TO_POINT]
-    todo, worlds = _plan(args), plan.worlds(args.cards or ("2" if between_two else "8"))
-    output = Output(args.json, args.csv, command)
-    if not args.peers and not between_two:
+    todo, output = _plan(args), Output(args.json, args.csv, command)
+    there = hosts.hosts_from(args.hosts, args.interface, args.encryption, peers.peer_names(args.peers))
+    if there is not None and args.cards:
+        raise InvalidValue(f"-n {args.cards} must not go with --hosts {args.hosts}, which says it, too; leave one")
+    worlds = plan.worlds(args.cards or ("2" if between_two else "8")) if there is None else (there.world_size,)
+    if not args.peers and not between_two and there is None:
         return suite.run(todo, worlds, link=args.link, output=output)
     if args.average != 3:
         raise InvalidValue(f"-a {args.average} is for superpod by itself: beside others the slowest rank's time counts")
-    return turns.run(todo, worlds, peers.field(args.peers, args.peers_from, args.link), args.turns, output)
+    field = peers.field(args.peers, args.peers_from, args.link, there)
+    return turns.run(todo, worlds, field, args.turns, output)
 
 
 def _write_no_more() -> None:
@@ -97,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add_shared(parser)
     parser.set_defaults(cards="")  # which default there is depends on the collective
     add_peers(parser)
+    add_hosts(parser)
     add("-b", "--minbytes", default=8, **size, help="first size, such as 8 or 1M (default 8)")
     add("-e", "--maxbytes", default=64 << 20, **size, help="last size (default 64M)")
     add("-f", "--stepfactor", type=int, metavar="K", help="each size is K times the one before (default 2)")

@@ -160,6 +160,11 @@ def _plain(dtypes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     return ((dtype, "none") for dtype in dtypes)
 
 
+def player_name(algorithm: str) -> str:
+    """What superpod with this algorithm is called where it is one of several programs."""
+    return "superpod" if algorithm == AUTO else f"superpod:{algorithm}"
+
+
 def choose(option: str, text: str, known: tuple[str, ...], aliases: dict[str, str] | None = None) -> tuple[str, ...]:
     """The names in a comma-separated list, or all that are known."""
     if text == "all":

@@ -24,6 +24,7 @@ Read by a card:
     SUPERPOD_TIME_SCALE     above 0: its links really take their time, so many times as long (default 0: they do not)
     SUPERPOD_HBM            bytes that a card of superpod-run may allocate beyond what it starts with (default: any)
     SUPERPOD_<COLLECTIVE>   which algorithm for which size: "tree:0-65536;ring:65537-max"
+    SUPERPOD_BENCH          what a rank of a benchmark shows superpod-bench, which has written it
 and glibc's MALLOC_* and GLIBC_TUNABLES, torchrun's RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
 
 Written by superpod-run for every card (`worker_environment`), with torchrun's names and meanings, so that scripts run
@@ -89,25 +90,13 @@ TRANSPORTS = ("ipc", "tcp")
 DEBUG_LEVELS = ("off", "info")
 MOST_RECORDS = 1 << 20  # of 248 bytes each
 LEAST_TIMEOUT = 0.1  # seconds; cards that are started together join within less only by luck
-_OWN = (
-    "DIR",
-    "STORE",
-    "LINK",
-    "ZMQ_TRANSPORT",
-    "DEBUG",
-    "TIMEOUT",
-    "SEGMENT",
-    "WINDOW",
-    "WATCHDOG",
-    "RECORD",
-    "DETERMINISTIC",
-)
+_OWN = ("DIR", "STORE", "LINK", "ZMQ_TRANSPORT", "DEBUG", "TIMEOUT", "SEGMENT", "WINDOW", "WATCHDOG", "RECORD")
 _MODEL = ("TOPOLOGY", "PLACEMENT", "MACHINE_FAULTS", "TIME_SCALE", "HBM")
-_LAUNCHERS = ("SSH",)
+_OTHERS = ("DETERMINISTIC", "SSH", "BENCH")
 _PREFIX = "SUPERPOD_"
 _QUICK_NAMES = "timeout:1 attempts:5"  # for the C library's resolver: as patient in all, but it asks again sooner
 VARIABLES = tuple(
-    _PREFIX + name for name in (*_OWN, *env_hosts.VARIABLES, *_MODEL, *_LAUNCHERS, *(c.upper() for c in COLLECTIVES))
+    _PREFIX + name for name in (*_OWN, *env_hosts.VARIABLES, *_MODEL, *_OTHERS, *(c.upper() for c in COLLECTIVES))
 )
 """Every variable that is superpod's own."""
 CARD_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
@@ -327,6 +316,11 @@ def ssh_connection(environ: Mapping[str, str] | None = None) -> tuple[str, str]:
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with `changes` made to it, for a program that it starts."""
     return {**os.environ, **changes}
+
+
+def bench_token(environ: Mapping[str, str] | None = None) -> str:
+    """What tells a rank that superpod-bench has started from anybody else."""
+    return (os.environ if environ is None else environ).get("SUPERPOD_BENCH", "")
 
 
 def zygote_environment(card: Mapping[str, str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
