@@ -6,10 +6,10 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from superpod.benchmarks import compare, ddp, hosts, job, launch, namespaces, peers, plan, plots, suite, turns
+from superpod.benchmarks import compare, ddp, hosts, job, launch, namespaces, page, peers, plan, plots, suite, turns
 from superpod.benchmarks.options import add_hosts, add_peers, add_shared, checked
 from superpod.benchmarks.plan import Plan
 from superpod.benchmarks.point_to_point import EVERY, POINT_TO_POINT
@@ -32,9 +32,17 @@ checked.
   superpod-bench namespaces 2 -- COMMAND              a command on the first of two hosts that are made for it here
   superpod-bench launch | ddp                         starting a job; training steps
   superpod-bench plot results.json -o picture.svg     pictures of a file of -J
+  superpod-bench table results.json                   a table for a page, in Markdown
   superpod-bench compare old.json new.json            fails when something became slower
 
 Exit code: 0, 1 when a result is wrong or a card fails, 2 for arguments that break a rule."""
+_WITHOUT_CARDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "plot": plots.main,
+    "table": page.main,
+    "compare": compare.main,
+    "namespaces": namespaces.main,
+}
+"""The subcommands that start no cards themselves."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,16 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = ["superpod-bench", *arguments]
     signal.signal(signal.SIGTERM, _stop)  # leaves through every finally, so the cards end too
     try:
-        if arguments[:1] == ["plot"]:
-            return plots.main(arguments[1:])
-        if arguments[:1] == ["compare"]:
-            return compare.main(arguments[1:])
-        if arguments[:1] == ["namespaces"]:
-            return namespaces.main(arguments[1:])
+        if arguments and (subcommand := _WITHOUT_CARDS.get(arguments[0])) is not None:
+            return subcommand(arguments[1:])
         Selector(Settings.read().overrides)  # all cards of all jobs would complain of the same wrong variable
         if arguments[:1] in (["launch"], ["ddp"]):
-            subcommand = launch.main if arguments[0] == "launch" else ddp.main
-            return subcommand(arguments[1:], command)
+            measuring = launch.main if arguments[0] == "launch" else ddp.main
+            return measuring(arguments[1:], command)
         return _collectives(_parser().parse_args(arguments), command)
     except InvalidValue as error:
         print(f"superpod-bench: error: {error}", file=sys.stderr)
@@ -107,9 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(cards="")  # which default there is depends on the collective
     add_peers(parser)
     add_hosts(parser)
-    add("-b", "--minbytes", default=8, **size, help="first size, such as 8 or 1M (default 8)")
-    add("-e", "--maxbytes", default=64 << 20, **size, help="last size (default 64M)")
+    add("-b", "--minbytes", **size, help="first size, such as 8 or 1M (default 8)")
+    add("-e", "--maxbytes", **size, help="last size (default 64M)")
     add("-f", "--stepfactor", type=int, metavar="K", help="each size is K times the one before (default 2)")
+    add("--sizes", default="", metavar="LIST", help="just these, such as 8,64K,1M, in place of -b, -e, -f and -i")
     add("-i", "--stepbytes", **size, help="each size is SIZE above the one before")
     add("-d", "--datatype", default="float32", metavar="TYPE", help="dtype, list, or all (default float32)")
     add("-o", "--op", default="sum", metavar="OP", help="reduction, list, or all (default sum)")
@@ -132,7 +137,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     names = plan.collectives(args.collective)
     return Plan(
         series=plan.series(names, algorithm=args.algorithm, dtype=args.datatype, op=args.op),
-        sizes=plan.sizes(args.minbytes, args.maxbytes, factor=args.stepfactor, step=args.stepbytes),
+        sizes=_sizes(args),
         root=args.root,
         iters=args.iters,
         warmup=args.warmup,
@@ -140,6 +145,15 @@ def _plan(args: argparse.Namespace) -> Plan:
         average=args.average,
         budget=args.budget,
     )
+
+
+def _sizes(args: argparse.Namespace) -> tuple[int, ...]:
+    low, high, factor, step = args.minbytes, args.maxbytes, args.stepfactor, args.stepbytes
+    if not args.sizes:
+        return plan.sizes(8 if low is None else low, 64 << 20 if high is None else high, factor=factor, step=step)
+    if any(given is not None for given in (low, high, factor, step)):
+        raise InvalidValue(f"--sizes {args.sizes} must not go with -b, -e, -f or -i, which say it, too; leave one out")
+    return plan.listed_sizes(args.sizes)
 
 
 if __name__ == "__main__":
