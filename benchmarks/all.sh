@@ -20,6 +20,14 @@ superpod-bench latency -b 8 -e 4M -f 8 $peers -J $results/latency.json
 superpod-bench bandwidth -b 8 -e 4M -f 8 $peers -J $results/bandwidth.json
 superpod-bench launch -n 8,64,256 $peers -J $results/launch.json
 superpod-bench ddp -n 2,8,64 -J $results/ddp.json
+# Between hosts, which are network namespaces of this machine: as root
+if [ "$(id -u)" -eq 0 ]; then
+  between="--sizes 8,4K,64K,1M,16M,64M --peers gloo,openmpi --encryption on,off --algorithm auto,tree,ring --turns 3"
+  superpod-bench namespaces 2 -- superpod-bench all_reduce --hosts a:4,b:4 $between -J $results/hosts-2x4.json
+  superpod-bench namespaces 4 -- superpod-bench all_reduce --hosts a:8,b:8,c:8,d:8 $between -J $results/hosts-4x8.json
+else
+  echo "superpod: not root, so no hosts can be made here: hosts-2x4.json and hosts-4x8.json stay as they are" >&2
+fi
 
 all_reduce="$results/all-reduce-small.json $results/all-reduce-medium.json $results/all-reduce-large.json"
 superpod-bench plot $all_reduce -o docs/all-reduce-time.svg

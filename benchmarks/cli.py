@@ -6,11 +6,26 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from superpod.benchmarks import compare, ddp, explain, job, launch, peers, plan, plots, suite, tune, turns
-from superpod.benchmarks.options import add_peers, add_shared, checked
+from superpod.benchmarks import (
+    compare,
+    ddp,
+    explain,
+    hosts,
+    job,
+    launch,
+    namespaces,
+    page,
+    peers,
+    plan,
+    plots,
+    suite,
+    tune,
+    turns,
+)
+from superpod.benchmarks.options import add_hosts, add_peers, add_shared, checked
 from superpod.benchmarks.plan import Plan
 from superpod.benchmarks.point_to_point import EVERY, POINT_TO_POINT
 from superpod.benchmarks.results import Output
@@ -20,20 +35,31 @@ from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import parse_seconds, parse_size
 
 _DESCRIPTION = """\
-Measure collectives on cards of this machine, with nccl-tests' options and columns; every result is checked.
+Measure collectives on cards of this machine, or of several hosts, with nccl-tests' options and columns; every result is
+checked.
 
   superpod-bench all_reduce -n 8 -b 8 -e 64M -f 2
   superpod-bench all -n 2,8 -e 1M -J results.json
   superpod-bench all_reduce -n 8 --algorithm all      each algorithm by itself
   superpod-bench all -n 2,8,64 --peers gloo,openmpi,mpich    in turn with other programs, in one run
   superpod-bench latency --peers openmpi              between two cards; likewise bandwidth
+  superpod-bench all_reduce --hosts a:4,b:4 --peers gloo,openmpi --encryption on,off     between hosts
+  superpod-bench namespaces 2 -- COMMAND              a command on the first of two hosts that are made for it here
   superpod-bench launch | ddp                         starting a job; training steps
   superpod-bench tune                                 measure which algorithms suit this machine, for superpod-run
   superpod-bench all_reduce -n 8 --explain            which algorithm is chosen for each size, and why
   superpod-bench plot results.json -o picture.svg     pictures of a file of -J
+  superpod-bench table results.json                   a table for a page, in Markdown
   superpod-bench compare old.json new.json            fails when something became slower
 
 Exit code: 0, 1 when a result is wrong or a card fails, 2 for arguments that break a rule."""
+_WITHOUT_CARDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "plot": plots.main,
+    "table": page.main,
+    "compare": compare.main,
+    "namespaces": namespaces.main,
+}
+"""The subcommands that start no cards themselves."""
 
 
 _SUBCOMMANDS = {"launch": launch.main, "ddp": ddp.main, "tune": tune.main}
@@ -45,13 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = ["superpod-bench", *arguments]
     signal.signal(signal.SIGTERM, _stop)  # leaves through every finally, so the cards end too
     try:
-        if arguments[:1] == ["plot"]:
-            return plots.main(arguments[1:])
-        if arguments[:1] == ["compare"]:
-            return compare.main(arguments[1:])
+        if arguments and (subcommand := _WITHOUT_CARDS.get(arguments[0])) is not None:
+            return subcommand(arguments[1:])
         Selector(Settings.read().overrides)  # all cards of all jobs would complain of the same wrong variable
-        if arguments and (subcommand := _SUBCOMMANDS.get(arguments[0])) is not None:
-            return subcommand(arguments[1:], command)
+        if arguments and (measuring := _SUBCOMMANDS.get(arguments[0])) is not None:
+            return measuring(arguments[1:], command)
         return _collectives(_parser().parse_args(arguments), command)
     except InvalidValue as error:
         print(f"superpod-bench: error: {error}", file=sys.stderr)
@@ -73,15 +97,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _collectives(args: argparse.Namespace, command: list[str]) -> int:
     """Collectives and messages: superpod by itself, or in turn with others."""
     between_two = [name for name in args.collective.split(",") if name in POINT_TO_POINT]
-    todo, worlds = _plan(args), plan.worlds(args.cards or ("2" if between_two else "8"))
+    todo, output = _plan(args), Output(args.json, args.csv, command)
+    there = hosts.hosts_from(args.hosts, args.interface, args.encryption, peers.peer_names(args.peers))
+    if there is not None and args.cards:
+        raise InvalidValue(f"-n {args.cards} must not go with --hosts {args.hosts}, which says it, too; leave one")
+    worlds = plan.worlds(args.cards or ("2" if between_two else "8")) if there is None else (there.world_size,)
     if args.explain:
         return explain.run(todo, worlds, args.link)
-    output = Output(args.json, args.csv, command)
-    if not args.peers and not between_two:
+    if not args.peers and not between_two and there is None:
         return suite.run(todo, worlds, link=args.link, output=output)
     if args.average != 3:
         raise InvalidValue(f"-a {args.average} is for superpod by itself: beside others the slowest rank's time counts")
-    return turns.run(todo, worlds, peers.field(args.peers, args.peers_from, args.link), args.turns, output)
+    field = peers.field(args.peers, args.peers_from, args.link, there)
+    return turns.run(todo, worlds, field, args.turns, output)
 
 
 def _write_no_more() -> None:
@@ -103,9 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     add_shared(parser)
     parser.set_defaults(cards="")  # which default there is depends on the collective
     add_peers(parser)
-    add("-b", "--minbytes", default=8, **size, help="first size, such as 8 or 1M (default 8)")
-    add("-e", "--maxbytes", default=64 << 20, **size, help="last size (default 64M)")
+    add_hosts(parser)
+    add("-b", "--minbytes", **size, help="first size, such as 8 or 1M (default 8)")
+    add("-e", "--maxbytes", **size, help="last size (default 64M)")
     add("-f", "--stepfactor", type=int, metavar="K", help="each size is K times the one before (default 2)")
+    add("--sizes", default="", metavar="LIST", help="just these, such as 8,64K,1M, in place of -b, -e, -f and -i")
     add("-i", "--stepbytes", **size, help="each size is SIZE above the one before")
     add("-d", "--datatype", default="float32", metavar="TYPE", help="dtype, list, or all (default float32)")
     add("-o", "--op", default="sum", metavar="OP", help="reduction, list, or all (default sum)")
@@ -129,7 +159,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     names = plan.collectives(args.collective)
     return Plan(
         series=plan.series(names, algorithm=args.algorithm, dtype=args.datatype, op=args.op),
-        sizes=plan.sizes(args.minbytes, args.maxbytes, factor=args.stepfactor, step=args.stepbytes),
+        sizes=_sizes(args),
         root=args.root,
         iters=args.iters,
         warmup=args.warmup,
@@ -137,6 +167,15 @@ def _plan(args: argparse.Namespace) -> Plan:
         average=args.average,
         budget=args.budget,
     )
+
+
+def _sizes(args: argparse.Namespace) -> tuple[int, ...]:
+    low, high, factor, step = args.minbytes, args.maxbytes, args.stepfactor, args.stepbytes
+    if not args.sizes:
+        return plan.sizes(8 if low is None else low, 64 << 20 if high is None else high, factor=factor, step=step)
+    if any(given is not None for given in (low, high, factor, step)):
+        raise InvalidValue(f"--sizes {args.sizes} must not go with -b, -e, -f or -i, which say it, too; leave one out")
+    return plan.listed_sizes(args.sizes)
 
 
 if __name__ == "__main__":

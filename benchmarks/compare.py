@@ -13,7 +13,7 @@ from superpod.interconnect.units import size_text
 _DESCRIPTION = """\
 Compare two result files of superpod-bench, row by row: new median time / old one. Exit code 1 when a row of superpod's
 became slower by more than the noise, 2 when the files have no row in common."""
-_KEYS = ("collective", "backend", "requested_algorithm", "world_size", "nbytes", "dtype", "op", "link")
+_KEYS = ("collective", "requested_algorithm", "world_size", "hosts", "nbytes", "dtype", "op", "link")
 
 Key = tuple[object, ...]
 
@@ -51,7 +51,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _by_key(rows: Sequence[Row]) -> dict[Key, Row]:
-    return {tuple(row.get(name) for name in _KEYS): row for row in rows}
+    return {(_name(row), *(row.get(name) for name in _KEYS)): row for row in rows}
+
+
+def _name(row: Row) -> str | None:
+    """Of the program in a run with several, with all that tells it from the others."""
+    return row.get("player") or row.get("backend")
 
 
 def _is_ours(row: Row) -> bool:
@@ -66,6 +71,6 @@ def _verdict(ratio: float, noise: float) -> str:
 
 
 def _line(old: Row, new: Row, ratio: float, verdict: str) -> str:
-    name = new.get("backend") or new.get("requested_algorithm", "")
+    name = _name(new) or new.get("requested_algorithm", "")
     what = f"{new['collective']:<16} {name:<16} n={new['world_size']:<5} {size_text(new['nbytes']):>8}"
     return f"{what}  {old['median_us']:>12,.1f} → {new['median_us']:>12,.1f} us  {ratio:6.2f}  {verdict}".rstrip()

@@ -1,4 +1,4 @@
-"""An MPI through mpi4py, on numpy arrays: `mpirun -n N python -m superpod.benchmarks.mpi_player SOCKET NAME`.
+"""An MPI through mpi4py, on numpy arrays: `mpirun -n N python -m superpod.benchmarks.mpi_player ADDRESS NAME`.
 
 It runs in an environment of its own, with the MPI in question, mpi4py and numpy; `make bench-peers` makes these.
 """

@@ -35,6 +35,20 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     add("--csv", type=Path, metavar="FILE", help="and there as CSV")
 
 
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+    """--hosts, --interface and --encryption."""
+    add = parser.add_argument
+    add(
+        "--hosts",
+        default="",
+        metavar="A:4,B:4",
+        help="cards on several hosts, as superpod-run has them, beside --peers",
+    )
+    add("--interface", default="", metavar="NAME", help="of every host that all programs use (default: the way there)")
+    modes = "on, off, or on,off: series of superpod that encrypt between hosts, and that do not (default on)"
+    add("--encryption", default="", metavar="LIST", help=modes)
+
+
 def add_peers(parser: argparse.ArgumentParser, default: str = "") -> None:
     """--peers, --peers-from and --turns."""
     add = parser.add_argument

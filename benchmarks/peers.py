@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from superpod.benchmarks.hosts import Hosts
 from superpod.benchmarks.job import LAUNCHER
-from superpod.benchmarks.plan import choose
+from superpod.benchmarks.plan import AUTO, choose, player_name
 from superpod.benchmarks.stage import Stage
 from superpod.interconnect.errors import InvalidValue
 
@@ -19,6 +21,34 @@ HOME = Path(__file__).resolve().parent.parent / ".peers"  # where `make bench-pe
 DTYPES = ("float32", "float64", "int8", "uint8", "int32", "int64")  # what numpy, torch, gloo and every MPI have
 
 
+CLEAR = " clear"  # behind the names of superpod's players that do not encrypt, beside those that do
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """Who is measured: a column.
+
+    Attributes:
+        name: the column's, and the player's on the stage.
+        program: what it is; one of THROUGH.
+        algorithm: that superpod is asked for.
+        encrypted: whether superpod encrypts what goes between hosts; None on one host, and for others.
+    """
+
+    name: str
+    program: str
+    algorithm: str = AUTO
+    encrypted: bool | None = None
+
+    @property
+    def through(self) -> str:
+        return THROUGH[self.program]
+
+    @property
+    def ours(self) -> bool:
+        return self.program in OURS.values()
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """Who takes part.
@@ -28,18 +58,32 @@ class Field:
         home: the folder with an environment for each MPI.
         link: SUPERPOD_LINK for superpod.
         numpy: superpod's own API takes part, as it does beside every MPI.
+        hosts: where the ranks are; None: all on this host.
     """
 
     peers: tuple[str, ...]
     home: Path = HOME
     link: str = "auto"
     numpy: bool = True
+    hosts: Hosts | None = None
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All that is measured, in the order of the table."""
-        torch = ("superpod-torch",) if "gloo" in self.peers else ()
-        return (*(("superpod",) if self.numpy else ()), *torch, *self.peers)
+    def entrants(self, algorithms: Sequence[str] = (AUTO,)) -> tuple[Entrant, ...]:
+        """All that are measured, in the order of the table; superpod's own API with each of these algorithms."""
+        found = []
+        for mode, mark in self._modes():
+            if self.numpy:
+                names = ((player_name(algorithm), algorithm) for algorithm in algorithms)
+                found += [Entrant(name + mark, "superpod", algorithm, mode) for name, algorithm in names]
+            if "gloo" in self.peers:
+                found.append(Entrant("superpod-torch" + mark, "superpod-torch", AUTO, mode))
+        return (*found, *(Entrant(peer, peer) for peer in self.peers))
+
+    def _modes(self) -> list[tuple[bool | None, str]]:
+        """Whether superpod encrypts, and what stands behind its names then."""
+        if self.hosts is None:
+            return [(None, "")]
+        both = len(self.hosts.encryption) > 1
+        return [(encrypted, CLEAR if both and not encrypted else "") for encrypted in self.hosts.encryption]
 
     def check(self) -> None:
         """Raises InvalidValue when an MPI is not there."""
@@ -47,54 +91,70 @@ class Field:
             if THROUGH[peer] == NUMPY and not self._program(peer, "mpirun").exists():
                 raise InvalidValue(f"--peers {peer}: there is no {self._program(peer, 'mpirun')}; make bench-peers")
 
-    def start(self, stage: Stage) -> None:
+    def start(self, stage: Stage, algorithms: Sequence[str] = (AUTO,)) -> None:
         """Start all of them. Raises JobFailed."""
-        if self.numpy:
-            stage.start("superpod", *self.superpod(stage))
-        if "gloo" in self.peers:
-            stage.start("torch", *self.superpod_torch(stage, "torch_player", "superpod,gloo"))
+        for mode, mark in self._modes():
+            if self.numpy:
+                stage.start("superpod" + mark, *self.superpod(stage, algorithms, mode is not False), mark)
+            if "gloo" in self.peers:
+                backends = "superpod" if mark else "superpod,gloo"
+                torch = self.superpod_torch(stage, "torch_player", backends, mode is not False)
+                stage.start("torch" + mark, *torch, mark)
         for peer in self.peers:
             if THROUGH[peer] == NUMPY:
                 stage.start(peer, self.mpi(stage, peer), {})
 
-    def superpod(self, stage: Stage) -> tuple[list[str], dict[str, str]]:
+    def superpod(
+        self, stage: Stage, algorithms: Sequence[str] = (AUTO,), encrypted: bool = True
+    ) -> tuple[list[str], dict[str, str]]:
         """(command, variables) of superpod on numpy arrays."""
-        return self.on_cards(
-            stage, "superpod_player", ("superpod.benchmarks.player", "superpod.collectives.communicator")
-        )
+        preload = ("superpod.benchmarks.player", "superpod.collectives.communicator")
+        return self.on_cards(stage, "superpod_player", preload, ",".join(algorithms), encrypted=encrypted)
 
-    def superpod_torch(self, stage: Stage, module: str, backends: str) -> tuple[list[str], dict[str, str]]:
+    def superpod_torch(
+        self, stage: Stage, module: str, backends: str, encrypted: bool = True
+    ) -> tuple[list[str], dict[str, str]]:
         """(command, variables) of a module of superpod's with backends of torch, on cards of superpod-run."""
         preload = ("torch", "superpod.collectives.torch_backend", "superpod.benchmarks.player")
-        return self.on_cards(stage, module, preload, backends)
+        return self.on_cards(stage, module, preload, backends, encrypted=encrypted)
 
     def on_cards(
-        self, stage: Stage, module: str, preload: tuple[str, ...], *arguments: str
+        self, stage: Stage, module: str, preload: tuple[str, ...], *arguments: str, encrypted: bool = True
     ) -> tuple[list[str], dict[str, str]]:
         """(command, variables) of a module of superpod's on cards of superpod-run that share what is in `preload`."""
-        command = [sys.executable, "-c", LAUNCHER, "-n", str(stage.world_size), "--no-preload"]
+        where = ["-n", str(stage.world_size)] if self.hosts is None else self.hosts.superpod_run(encrypted=encrypted)
+        command = [sys.executable, "-c", LAUNCHER, *where, "--no-preload"]
         command += [f"--preload={shared}" for shared in preload]
-        return [*command, "-m", f"superpod.benchmarks.{module}", stage.path, *arguments], {"SUPERPOD_LINK": self.link}
+        target = ["-m", f"superpod.benchmarks.{module}", stage.address, *arguments]
+        return [*command, *target], {"SUPERPOD_LINK": self.link}
 
     def torchrun(self, stage: Stage, module: str, *arguments: str) -> list[str]:
         """The command for a module of superpod's under torchrun."""
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={stage.world_size}", "-m", f"superpod.benchmarks.{module}"]
-        return [*command, stage.path, *arguments]
+        return [*command, stage.address, *arguments]
 
     def mpi(self, stage: Stage, peer: str) -> list[str]:
         """The command of an MPI; Open MPI asks before it runs more ranks than there are cores, or runs as root."""
-        more = ("--oversubscribe", "--allow-run-as-root") if peer == "openmpi" else ()
+        more = ["--allow-run-as-root"] if peer == "openmpi" else []
+        if self.hosts is not None:
+            more += self.hosts.open_mpi(stage.folder)
+        elif peer == "openmpi":
+            more.append("--oversubscribe")
         run = [str(self._program(peer, "mpirun")), *more, "-n", str(stage.world_size)]
-        return [*run, str(self._program(peer, "python")), "-m", "superpod.benchmarks.mpi_player", stage.path, peer]
+        return [*run, str(self._program(peer, "python")), "-m", "superpod.benchmarks.mpi_player", stage.address, peer]
 
     def _program(self, peer: str, name: str) -> Path:
         return self.home / peer / "bin" / name
 
 
-def field(text: str, home: Path, link: str) -> Field:
+def field(text: str, home: Path, link: str, hosts: Hosts | None = None) -> Field:
     """Who takes part, from --peers ("" for superpod alone) and --peers-from. Raises InvalidValue."""
-    chosen = dict.fromkeys(choose("--peers", text, PEERS)) if text else ()
-    found = Field(tuple(chosen), home.resolve(), link)
+    found = Field(peer_names(text), home.resolve(), link, hosts=hosts)
     found.check()
     return found
+
+
+def peer_names(text: str) -> tuple[str, ...]:
+    """From --peers. Raises InvalidValue."""
+    return tuple(dict.fromkeys(choose("--peers", text, PEERS))) if text else ()

@@ -15,7 +15,7 @@ from superpod.benchmarks.point_to_point import EVERY, POINT_TO_POINT
 from superpod.collectives import algorithms
 from superpod.collectives.operations import OPERATIONS, operation
 from superpod.interconnect.errors import InvalidValue
-from superpod.interconnect.units import size_text
+from superpod.interconnect.units import parse_size, size_text
 
 AUTO = "auto"  # the algorithm that superpod selects
 AVERAGES = ("rank 0's time", "mean of the ranks' times", "fastest rank's time", "slowest rank's time")
@@ -105,6 +105,14 @@ def sizes(low: int, high: int, *, factor: int | None, step: int | None) -> tuple
     return tuple(found)
 
 
+def listed_sizes(text: str) -> tuple[int, ...]:
+    """S in bytes from a list such as "8,64K,1M", in the order given. Raises InvalidValue."""
+    found = tuple(parse_size(part) for part in text.split(","))
+    if min(found) < 1:
+        raise InvalidValue(f"--sizes {text} must be sizes of at least 1 byte, such as 8,64K,1M")
+    return found
+
+
 def worlds(text: str) -> tuple[int, ...]:
     """Numbers of cards from "8" or "2,8,64". Raises InvalidValue."""
     try:
@@ -160,6 +168,11 @@ def _plain(dtypes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     return ((dtype, "none") for dtype in dtypes)
 
 
+def player_name(algorithm: str) -> str:
+    """What superpod with this algorithm is called where it is one of several programs."""
+    return "superpod" if algorithm == AUTO else f"superpod:{algorithm}"
+
+
 def choose(option: str, text: str, known: tuple[str, ...], aliases: dict[str, str] | None = None) -> tuple[str, ...]:
     """The names in a comma-separated list, or all that are known."""
     if text == "all":
@@ -173,7 +186,7 @@ def choose(option: str, text: str, known: tuple[str, ...], aliases: dict[str, st
 
 def check_world(plan: Plan, world_size: int, free_memory: int) -> None:
     """Raises InvalidValue when `world_size` cards cannot carry the plan out. `free_memory` in bytes."""
-    check_cards(world_size, plan.sizes[-1], free_memory)
+    check_cards(world_size, max(plan.sizes), free_memory)
     if not 0 <= plan.root < world_size:
         raise InvalidValue(f"-r {plan.root} must be a rank: 0 to {world_size - 1} with -n {world_size}")
     for one in plan.series:
@@ -184,7 +197,7 @@ def check_world(plan: Plan, world_size: int, free_memory: int) -> None:
         if not plan.counts(one, world_size):
             least = np.dtype(one.dtype).itemsize * (world_size if one.case.blocks else 1)
             raise InvalidValue(
-                f"-e {plan.sizes[-1]} is less than one {one.dtype} for each card: "
+                f"-e {max(plan.sizes)} is less than one {one.dtype} for each card: "
                 f"{one.collective} on {world_size} cards needs -e {least} or more"
             )
 

@@ -1,7 +1,7 @@
 """One rank of a program that is compared with others: it waits for its turn, plays it, and says how long it took.
 
 All programs take part at once, each in processes of its own, and all but one of them sleep in `recv` on a socket: so a
-turn has the machine to itself. A program needs numpy here and what it is made of, no more.
+turn has the machines to itself. A program needs numpy here and what it is made of, no more.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from superpod.benchmarks.cases import Case, Setup
+from superpod.benchmarks.lines import come_in
 from superpod.benchmarks.point_to_point import EVERY
 
 IN_PLACE = ("all_reduce", "broadcast", "reduce")  # as torch has them; the others have two buffers
@@ -80,17 +81,17 @@ class CaseTurns:
         return self._last[1:]
 
 
-def play(path: str, rank: int, players: Mapping[str, Turns]) -> None:
+def play(address: str, rank: int, players: Mapping[str, Turns]) -> None:
     """Take turns as superpod-bench asks for them, until it has had enough or is no more.
 
     Args:
-        path: of the Unix socket on which it listens.
+        address: where it listens, see lines.py.
         players: all that can be timed in this process, by name.
     """
-    with socket.socket(socket.AF_UNIX) as line, np.errstate(all="ignore"):  # in place, results pile up and overflow
-        line.connect(path)
+    line, proof = come_in(address)
+    with line, np.errstate(all="ignore"):  # in place, results pile up and overflow
         orders = line.makefile("r")
-        _say(line, {"rank": rank, "players": list(players), "ready": time.monotonic()})
+        _say(line, {"proof": proof, "rank": rank, "players": list(players), "ready": time.monotonic()})
         for text in orders:
             order = json.loads(text)
             seconds, wrong = players[order["player"]].turn(order)

@@ -64,7 +64,8 @@ def ratios(rows: Sequence[Row], through: str) -> dict[int, dict[tuple[str, int],
     """Cards → (collective, bytes) → the best peer's time / superpod's, called through numpy or torch."""
     found: dict[int, dict[tuple[str, int], float]] = defaultdict(dict)
     for row in rows:
-        if row.get("through") == through and "best_peer_ratio" in row:
+        by_itself = row.get("player") in (None, row.get("backend"))  # and not one of several series of superpod's
+        if row.get("through") == through and by_itself and "best_peer_ratio" in row:
             found[row["world_size"]][row["collective"], row["nbytes"]] = row["best_peer_ratio"]
     return dict(sorted(found.items()))
 
@@ -72,7 +73,7 @@ def ratios(rows: Sequence[Row], through: str) -> dict[int, dict[tuple[str, int],
 def _name(row: Row, rows: Sequence[Row]) -> str:
     """What tells a row's line from the others."""
     if "backend" in row:
-        return str(row["backend"])
+        return str(row.get("player") or row["backend"])
     fields = [f for f in ("requested_algorithm", "dtype", "op") if len({r.get(f) for r in rows}) > 1]
     return " ".join(str(row[f]) for f in fields) or str(row["collective"])
 

@@ -1,7 +1,7 @@
-"""Programs that are compared, and whose turn it is: superpod-bench's end of their sockets.
+"""Programs that are compared, and whose turn it is: superpod-bench's end of their lines.
 
-Each program is a job of n ranks (see player.py), started by its own launcher. Every rank connects to one Unix socket,
-and waits there while others have their turn. A rank that finds the socket closed ends; so does its job.
+Each program is a job of n ranks (see player.py), started by its own launcher. Every rank has a line to here (lines.py),
+and waits there while others have their turn. A rank that finds the line closed ends; so does its job.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import select
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from superpod.benchmarks.job import JobFailed, end
+from superpod.benchmarks.lines import Answer, Door, Line
 from superpod.interconnect.env import child_environment
 
 _READY = 240.0  # seconds that a job may take to start; torchrun with 64 ranks took 92 on two cores
@@ -37,84 +37,53 @@ class Job:
         return JobFailed(f"{self.name}: {what}" + (f"; it ended with exit code {code}" if code is not None else ""))
 
 
-class Line:
-    """One rank: sends orders, reads answers."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection, self._rest = connection, b""
-
-    def fileno(self) -> int:
-        return self._connection.fileno()
-
-    def send(self, order: bytes) -> None:
-        self._connection.sendall(order)
-
-    def receive(self) -> dict[str, Any] | None:
-        """An answer, if a whole one has come. Raises EOFError when the rank is gone."""
-        more = self._connection.recv(1 << 16)
-        if not more:
-            raise EOFError
-        self._rest += more
-        if not self._rest.endswith(b"\n"):
-            return None
-        answer: dict[str, Any] = json.loads(self._rest)
-        self._rest = b""
-        return answer
-
-    def close(self) -> None:
-        self._connection.close()
-
-
 class Stage:
     """All programs of one run on `world_size` ranks each."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, address: str = "") -> None:
+        """`address`: of this host, for ranks on several hosts; "" where all are on this one."""
         self.world_size = world_size
         self._folder = tempfile.TemporaryDirectory(prefix="superpod-bench-")
-        self.path = str(Path(self._folder.name) / "turns")
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.path)
-        self._listener.listen(world_size)
-        self._job_of: dict[str, Job] = {}  # by the names of their players
+        self.folder = Path(self._folder.name)
+        self._door = Door(str(self.folder / "turns"), address, world_size)
+        self.address = self._door.address  # where ranks come in
+        self._players: dict[str, tuple[Job, str]] = {}  # name → its job, and what it is called there
         self._jobs: list[Job] = []
 
-    def start(self, name: str, command: Sequence[str], variables: Mapping[str, str]) -> float:
-        """Start a job and wait until all ranks are there; seconds until the last one was ready. Raises JobFailed."""
+    def start(self, name: str, command: Sequence[str], variables: Mapping[str, str], mark: str = "") -> float:
+        """Start a job and wait until all ranks are there; seconds until the last one was ready, on one host.
+
+        `mark`: behind the names of this job's players, where another one has the same. Raises JobFailed.
+        """
         begun = time.monotonic()
+        environment = child_environment({**variables, "SUPERPOD_BENCH": self._door.token})
         try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), env=child_environment(dict(variables))
-            )
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), env=environment)
         except OSError as error:
             raise JobFailed(f"{name}: {command[0]} cannot be started ({error.strerror}); make bench-peers") from error
         self._jobs.append(job := Job(name, process))
-        ready, players = begun, []
-        for line in self._arrivals(job):
-            hello = self._answers(job, {line}, _READY)[line]
+        ready, players = begun, list[str]()
+        for line, hello in self._arrivals(job):
             job.lines[hello["rank"]] = line
             ready, players = max(ready, hello["ready"]), hello["players"]
-        self._job_of |= dict.fromkeys(players, job)
+        self._players |= {player + mark: (job, player) for player in players}
         return ready - begun
 
-    def _arrivals(self, job: Job) -> list[Line]:
-        """A line to each of the job's ranks, as they come."""
-        lines: list[Line] = []
-        begun = time.monotonic()
-        deadline = begun + _READY
-        while len(lines) < self.world_size:
-            ready, _, _ = select.select([self._listener], [], [], 0.2)
-            if ready:
-                lines.append(Line(self._listener.accept()[0]))
-            elif job.process.poll() is not None or time.monotonic() > deadline:
-                raise job.failed(
-                    f"{len(lines)} of {self.world_size} ranks came within {time.monotonic() - begun:.0f} s"
-                )
-        return lines
+    def _arrivals(self, job: Job) -> Iterator[tuple[Line, Answer]]:
+        """The job's ranks as they come: a line to each, and its first words."""
+        count, begun = 0, time.monotonic()
+        while count < self.world_size:
+            arrivals = self._door.arrivals(0.2)
+            count += len(arrivals)
+            yield from arrivals
+            waited = time.monotonic() - begun
+            if not arrivals and (job.process.poll() is not None or waited > _READY):
+                raise job.failed(f"{count} of {self.world_size} ranks came within {waited:.0f} s")
 
     def turn(self, player: str, order: Mapping[str, Any]) -> tuple[float, int]:
         """(mean seconds of a call on the slowest rank, wrong elements on all ranks). Raises JobFailed."""
-        job = self._job_of[player]
-        text = json.dumps({**order, "player": player}).encode() + b"\n"
+        job, known_as = self._players[player]
+        text = json.dumps({**order, "player": known_as}).encode() + b"\n"
         try:
             for line in job.lines.values():
                 line.send(text)
@@ -123,9 +92,9 @@ class Stage:
         answers = self._answers(job, set(job.lines.values()), _TURN).values()
         return max(a["seconds"] for a in answers), sum(a["wrong"] for a in answers)
 
-    def _answers(self, job: Job, waiting: set[Line], seconds: float) -> dict[Line, dict[str, Any]]:
+    def _answers(self, job: Job, waiting: set[Line], seconds: float) -> dict[Line, Answer]:
         """One answer from each line."""
-        answers: dict[Line, dict[str, Any]] = {}
+        answers: dict[Line, Answer] = {}
         deadline = time.monotonic() + seconds
         poll = select.poll()
         by_number = {line.fileno(): line for line in waiting}
@@ -135,7 +104,7 @@ class Stage:
             for number, _ in poll.poll(1000):
                 try:
                     answer = by_number[number].receive()
-                except (EOFError, OSError) as error:
+                except (EOFError, OSError, ValueError) as error:
                     raise job.failed("a rank has ended in the middle of a turn") from error
                 if answer is not None:
                     answers[by_number[number]] = answer
@@ -153,7 +122,7 @@ class Stage:
         for job in self._jobs:
             for line in job.lines.values():
                 line.close()
-        self._listener.close()
+        self._door.close()
         for job in self._jobs:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 job.process.wait(0 if exc[0] else 15)

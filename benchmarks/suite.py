@@ -68,7 +68,7 @@ def _preamble(todo: Plan, world_size: int, header: dict[str, Any]) -> str:
         (
             f"# superpod-bench: nranks {world_size} on {machine['cpu']}, {machine['cores']} cores, "
             f"{size_text(machine['memory_bytes'])}; commit {header['commit'] or 'unknown'}",
-            f"# minBytes {todo.sizes[0]} maxBytes {todo.sizes[-1]} warmup iters: {todo.warmup} iters: {todo.iters} "
+            f"# minBytes {min(todo.sizes)} maxBytes {max(todo.sizes)} warmup iters: {todo.warmup} iters: {todo.iters} "
             f"agg iters: 1 validation: {int(todo.check)}",
             f"# time: mean of calls that follow one another, {AVERAGES[todo.average]}; "
             f"fewer calls where {todo.iters} take longer than {seconds_text(todo.budget)}",

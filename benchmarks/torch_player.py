@@ -1,4 +1,4 @@
-"""Backends of torch.distributed: `superpod-run -n N -m superpod.benchmarks.torch_player SOCKET BACKEND,BACKEND`.
+"""Backends of torch.distributed: `superpod-run -n N -m superpod.benchmarks.torch_player ADDRESS BACKEND,BACKEND`.
 
 All of them in the same processes; a job has one default group, of the first backend, and one group for each other.
 """

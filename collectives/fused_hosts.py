@@ -7,24 +7,18 @@ results are the same bits as those of `execute`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
-
 from superpod.collectives.algorithms.host_sizes import Hosts, runs
-from superpod.collectives.execute import Bounds
+from superpod.collectives.execute import Array, Bounds
 from superpod.collectives.fused import FUSED, Fused, Meeting, Task
 from superpod.collectives.hosts import Layout
 from superpod.collectives.schedule import Schedule
 
-_fold_at, _add_blocks, _spread = (
-    FUSED["reduce", "star"],
-    FUSED["reduce_scatter", "direct"],
-    FUSED["broadcast", "direct"],
-)
-_collect = FUSED["all_gather", "direct"]
+_fold_at, _spread = FUSED["reduce", "star"], FUSED["broadcast", "direct"]
 
 
 class Way(NamedTuple):
@@ -76,10 +70,11 @@ def _rails(schedule: Schedule, layout: Layout, rank: int) -> Way:
     def fused(meeting: Meeting, task: Task) -> None:
         (array,), (bounds,) = task.spaces, task.banks
         shares: Bounds = tuple(bounds[edge] for edge in edges)
-        _add_blocks(meeting, replace(task, banks=(shares,)))
+        if own > 1:
+            _add_shares(meeting, task, shares)
         _across(task)
-        in_bytes = tuple(edge * array.itemsize for edge in shares)
-        _collect(meeting, replace(task, spaces=(array.view(np.uint8),), banks=(in_bytes,)))
+        if own > 1:
+            _collect_shares(meeting, array, shares)
 
     return Way(fused, _cut(schedule, 1, schedule.nsteps - 1))
 
@@ -106,6 +101,46 @@ def _all_to_all(schedule: Schedule, layout: Layout, rank: int) -> Way:
         _across(task)
 
     return Way(fused, _cut(schedule, 1, 2))
+
+
+def _add_shares(meeting: Meeting, task: Task, shares: Bounds) -> None:
+    """Card r adds up share r: its own first, which stays where it is, then that of r − 1, r − 2, …
+
+    The others' shares lie in a card's slot in their order from the next card on.
+    """
+    (array,), n, own = task.spaces, meeting.world_size, meeting.rank
+    assert task.reduce is not None
+    for width, pieces in _pieces(array, shares, meeting.slot // (n - 1)):
+        rows = meeting.begin().view(array.dtype)[:, : (n - 1) * width].reshape(n, n - 1, width)
+        for k in range(n - 1):
+            piece = pieces[(own + 1 + k) % n]
+            rows[own, k, : piece.size] = piece
+        meeting.meet()
+        total = pieces[own]
+        for k in range(n - 1):  # to card own − 1 − k this one is the k-th after it
+            card = (own - 1 - k) % n
+            row = rows[card, k, : total.size]
+            one, other = (row, total) if card < own else (total, row)
+            task.reduce(one, other, out=total)
+
+
+def _collect_shares(meeting: Meeting, array: Array, shares: Bounds) -> None:
+    """Each card hands its share to the others."""
+    own = meeting.rank
+    for _, pieces in _pieces(array, shares, meeting.slot):
+        slots = meeting.begin().view(array.dtype)
+        slots[own, : pieces[own].size] = pieces[own]
+        meeting.meet()
+        for card, piece in enumerate(pieces):
+            if card != own:
+                piece[...] = slots[card, : piece.size]
+
+
+def _pieces(array: Array, shares: Bounds, nbytes: int) -> Iterator[tuple[int, list[Array]]]:
+    """Cut all shares into pieces of at most so many bytes: how long one may be, and one of each share, at a time."""
+    width, spans = max(1, nbytes // array.itemsize), list(pairwise(shares))
+    for start in range(0, max(last - first for first, last in spans), width):
+        yield width, [array[min(first + start, last) : min(first + start + width, last)] for first, last in spans]
 
 
 def _across(task: Task) -> None:

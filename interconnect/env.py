@@ -27,6 +27,7 @@ Read by a card:
     SUPERPOD_TUNING         off, or a file of superpod-bench tune by which algorithms are chosen (default: superpod-run
                             takes the one of this machine from the cache, if there is one)
     SUPERPOD_SELECTION      what superpod-run knows of the machine, so that all cards choose alike. Written by it
+    SUPERPOD_BENCH          what a rank of a benchmark shows superpod-bench, which has written it
 and glibc's MALLOC_* and GLIBC_TUNABLES, torchrun's RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
 
 Written by superpod-run for every card (`worker_environment`), with torchrun's names and meanings, so that scripts run
@@ -104,16 +105,15 @@ _OWN = (
     "WINDOW",
     "WATCHDOG",
     "RECORD",
-    "DETERMINISTIC",
     "TUNING",
     "SELECTION",
 )
 _MODEL = ("TOPOLOGY", "PLACEMENT", "MACHINE_FAULTS", "TIME_SCALE", "HBM")
-_LAUNCHERS = ("SSH",)
+_OTHERS = ("DETERMINISTIC", "SSH", "BENCH")
 _PREFIX = "SUPERPOD_"
 _QUICK_NAMES = "timeout:1 attempts:5"  # for the C library's resolver: as patient in all, but it asks again sooner
 VARIABLES = tuple(
-    _PREFIX + name for name in (*_OWN, *env_hosts.VARIABLES, *_MODEL, *_LAUNCHERS, *(c.upper() for c in COLLECTIVES))
+    _PREFIX + name for name in (*_OWN, *env_hosts.VARIABLES, *_MODEL, *_OTHERS, *(c.upper() for c in COLLECTIVES))
 )
 """Every variable that is superpod's own."""
 CARD_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
@@ -347,6 +347,11 @@ def ssh_connection(environ: Mapping[str, str] | None = None) -> tuple[str, str]:
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with `changes` made to it, for a program that it starts."""
     return {**os.environ, **changes}
+
+
+def bench_token(environ: Mapping[str, str] | None = None) -> str:
+    """What tells a rank that superpod-bench has started from anybody else."""
+    return (os.environ if environ is None else environ).get("SUPERPOD_BENCH", "")
 
 
 def zygote_environment(card: Mapping[str, str], environ: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -50,6 +50,22 @@ def test_ratios_are_new_over_old(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ]
 
 
+def test_series_of_one_program_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Series have names of their own since superpod is compared with itself; older files have the program's."""
+    old = written(tmp_path / "old.json", ("superpod", 8, 10.0))
+    new = written(tmp_path / "new.json", ("superpod", 8, 10.0), player="superpod")
+    assert cli.main(["compare", old, new]) == 0
+    clear = written(tmp_path / "clear.json", ("superpod", 8, 90.0), player="superpod clear")
+    rows = [row for file in (new, clear) for row in json.loads(Path(file).read_text())["rows"]]
+    Path(new).write_text(json.dumps({"header": {}, "rows": rows}))
+    capsys.readouterr()
+    assert cli.main(["compare", new, new]) == 0
+    assert [line.split()[:4] for line in capsys.readouterr().out.splitlines()[:2]] == [
+        ["all_reduce", "superpod", "n=2", "8"],
+        ["all_reduce", "superpod", "clear", "n=2"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("more", "arguments", "message"),
     [

@@ -34,6 +34,14 @@ def test_sizes_that_lead_nowhere_are_refused(low, high, factor, step, message):
         plan.sizes(low, high, factor=factor, step=step)
 
 
+def test_sizes_from_a_list():
+    assert plan.listed_sizes("64K,8,1M") == (65536, 8, 1 << 20)
+    with pytest.raises(InvalidValue, match="--sizes 8,0 must be sizes of at least 1 byte, such as 8,64K,1M"):
+        plan.listed_sizes("8,0")
+    with pytest.raises(InvalidValue, match="size '' must be a number"):
+        plan.listed_sizes("8,")
+
+
 def test_names_are_chosen_from_lists():
     assert plan.collectives("broadcast,all_reduce") == ("broadcast", "all_reduce")
     assert len(plan.collectives("all")) == 10

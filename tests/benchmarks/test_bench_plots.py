@@ -60,6 +60,9 @@ def test_ratios_are_those_of_superpod_called_in_one_way() -> None:
         4: {("gather", 8): 1.0},
     }
     assert plots.ratios(RACE, "torch") == {}
+    series = [row | {"player": f"{row['backend']} clear", "best_peer_ratio": 9.0} for row in RACE]
+    assert plots.ratios([*RACE, *series], "numpy") == plots.ratios(RACE, "numpy")
+    assert len(plots.lines([*RACE, *series])["all_reduce", RACE[0]["world_size"]]) > len({r["backend"] for r in RACE})
 
 
 @pytest.mark.parametrize("kind", ["time", "busbw", "memory", "ratio"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -30,18 +29,36 @@ play(sys.argv[1], rank, {"it": Turns()})
 
 def command(of: Stage, n: int | None = None, program: str = RANK) -> list[str]:
     """A job whose last rank is the process that was started."""
-    return [sys.executable, "-c", program, of.path, str(of.world_size if n is None else n)]
+    return [sys.executable, "-c", program, of.address, str(of.world_size if n is None else n)]
 
 
-def test_the_slowest_rank_counts_and_what_is_wrong_adds_up() -> None:
-    with Stage(3) as three:
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "::1"])
+def test_the_slowest_rank_counts_and_what_is_wrong_adds_up(address: str) -> None:
+    with Stage(3, address) as three:
         assert 0 < three.start("job", command(three), {}) < 60
         assert three.turn("it", {"calls": 4}) == (5.0, 3)
         assert three.turn("it", {"calls": 1}) == (2.0, 3)
         process = three._jobs[0].process
         assert process.poll() is None
     assert process.returncode == 0
-    assert not Path(three.path).exists()
+    assert not three.folder.exists()
+
+
+def test_two_jobs_may_have_a_player_of_the_same_name() -> None:
+    with Stage(1) as one:
+        one.start("job", command(one), {})
+        one.start("another", command(one), {}, mark=" again")
+        assert one.turn("it", {"calls": 4}) == one.turn("it again", {"calls": 4}) == (4.0, 0)
+        assert [len(job.lines) for job in one._jobs] == [1, 1]
+
+
+def test_who_is_no_rank_of_the_job_takes_nobodys_place() -> None:
+    """A stranger has another token, and would come first."""
+    stranger = "import os; os.environ['SUPERPOD_BENCH'] = 'guessed'\n" + RANK
+    with Stage(1, "127.0.0.1") as one:
+        with pytest.raises(JobFailed, match="job: 0 of 1 ranks came"):
+            one.start("job", command(one, program=stranger), {})
+        assert one.start("job", command(one), {}) > 0
 
 
 def test_a_rank_that_dies_ends_the_turn() -> None:

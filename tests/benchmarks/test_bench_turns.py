@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
-from superpod.benchmarks import memory_limit, plan, turns
+from superpod.benchmarks import memory_limit, plan, turns, turns_table
 from superpod.benchmarks.peers import Field, field
-from superpod.benchmarks.plan import Plan
+from superpod.benchmarks.plan import AUTO, Plan
 from superpod.interconnect.errors import InvalidValue
 
 TASK = {"calls": 20, "warmup": 5, "check": True}
+
+
+def names(of: Field, *algorithms: str) -> list[str]:
+    return [entrant.name for entrant in of.entrants(algorithms or (AUTO,))]
 
 
 class FakeStage:
@@ -56,7 +60,9 @@ def test_a_peer_is_compared_with_superpod_called_in_the_same_way() -> None:
     todo = Plan(plan.series(("all_reduce",), algorithm="auto", dtype="float32", op="sum"), (4000,))
     times = {"superpod": 100.0, "superpod-torch": 200.0, "gloo": 1000.0, "openmpi": 300.0}
     found = {name: turns.summary([us * 1e-6], 9, 0) for name, us in times.items()}
-    rows = {n: turns._row(todo, todo.series[0], 1000, 4, n, found, "shm", 32e6) for n in found}
+    field = Field(("gloo", "openmpi"), link="shm")
+    made = turns_table.make_rows(todo, todo.series[0], 1000, 4, found, field.entrants(), field, 32e6)
+    rows = {row["player"]: row for row in made}
     assert {name: row["ratio"] for name, row in rows.items()} == {
         "superpod": 1.0,
         "superpod-torch": 1.0,
@@ -67,7 +73,10 @@ def test_a_peer_is_compared_with_superpod_called_in_the_same_way() -> None:
     assert (rows["superpod"]["link"], rows["openmpi"]["link"]) == ("shm", "openmpi")
     assert rows["superpod"]["busbw_gbps"] == pytest.approx(0.06)  # 40 MB/s, of which 2·3/4 go over a link
     assert rows["superpod"]["memory_share"] == pytest.approx(10.0)  # 4 ranks read and write 4 kB in 100 µs
-    assert turns._line(list(rows.values())).split()[-2:] == ["1000.0%", "0"]
+    columns = turns_table.titles(field.entrants())
+    assert columns == ["size", *found, "gloo/ours", "openmpi/ours", "memory", "#wrong"]
+    assert turns_table.line(columns, made).split()[-4:] == ["5.00", "3.00", "1000.0%", "0"]
+    assert len(turns_table.line(columns, made)) == len(turns_table.header(columns))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,6 @@ def test_a_peer_is_compared_with_superpod_called_in_the_same_way() -> None:
         ({"turns": 0}, "--turns 0 must be at least 1"),
         ({"dtype": "float16"}, "-d float16 is not for all peers; choose from float32"),
         ({"op": "avg"}, "-o avg is no operation of MPI; compare sum"),
-        ({"algorithm": "ring"}, "--algorithm ring is for superpod by itself; leave it out with --peers"),
         ({"worlds": (0,)}, "-n 0 must be at least 1 card"),
     ],
 )
@@ -95,8 +103,8 @@ def test_peers_that_are_unknown_or_not_there(tmp_path: Path) -> None:
         field("nccl", tmp_path, "auto")
     with pytest.raises(InvalidValue, match=r"--peers mpich: there is no .*mpich/bin/mpirun; make bench-peers"):
         field("gloo,mpich", tmp_path, "auto")
-    assert field("gloo,gloo", tmp_path, "auto").names == ("superpod", "superpod-torch", "gloo")
-    assert field("", tmp_path, "auto").names == ("superpod",)
+    assert names(field("gloo,gloo", tmp_path, "auto")) == ["superpod", "superpod-torch", "gloo"]
+    assert names(field("", tmp_path, "auto")) == ["superpod"]
 
 
 def test_memory_carries_something() -> None:

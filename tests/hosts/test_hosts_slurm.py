@@ -24,7 +24,7 @@ def services(hosts):
     if reason := slurm_cluster.why_not():
         pytest.skip(f"no Slurm here: {reason}")
     slurm = slurm_cluster.Slurm(hosts.hosts[:2])
-    hosts.own |= {"slurmctld", "slurmd", "slurmscriptd", "slurmstepd"}
+    hosts.belongs("slurmctld", "slurmd", "slurmscriptd", "slurmstepd")
     yield slurm
     slurm.close()
 
