@@ -22,7 +22,7 @@ superpod-bench launch -n 8,64,256 $peers -J $results/launch.json
 superpod-bench ddp -n 2,8,64 -J $results/ddp.json
 # Between hosts, which are network namespaces of this machine: as root
 if [ "$(id -u)" -eq 0 ]; then
-  between="--sizes 8,4K,64K,1M,16M,64M --peers gloo,openmpi --encryption on,off --algorithm auto,tree,ring --turns 3"
+  between="--sizes 8,4K,64K,1M,16M,64M --peers gloo,openmpi --encryption on,off --algorithm auto,tree --turns 3"
   superpod-bench namespaces 2 -- superpod-bench all_reduce --hosts a:4,b:4 $between -J $results/hosts-2x4.json
   superpod-bench namespaces 4 -- superpod-bench all_reduce --hosts a:8,b:8,c:8,d:8 $between -J $results/hosts-4x8.json
 else

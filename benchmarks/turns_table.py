@@ -30,8 +30,8 @@ def make_rows(
     `limit`: what the memory of this host carries [B/s].
     """
     nbytes = count * np.dtype(series.dtype).itemsize
-    what = {"collective": series.collective, "world_size": world_size, "nbytes": nbytes, "dtype": series.dtype}
-    how = {"op": series.op, "root": todo.root if series.case.rooted else -1}
+    what = {"world_size": world_size, "nbytes": nbytes, "dtype": series.dtype, "op": series.op}
+    how = {"root": todo.root if series.case.rooted else -1}
     where = {} if field.hosts is None else {"hosts": str(field.hosts)}
     needed = least_bytes(series.collective, nbytes=nbytes, world_size=world_size)
     rows = []
@@ -44,7 +44,7 @@ def make_rows(
             "busbw_gbps": round(bus / 1e9, 6),
             "memory_share": round(needed / seconds / limit, 4),
         }
-        who = {"backend": one.program, "player": one.name, "through": one.through}
+        who = {"collective": series.collective, "backend": one.program, "through": one.through}
         rows.append(
             who | what | how | where | _by(one, field) | found[one.name] | rates | _beside(one, found, entrants)
         )
@@ -54,9 +54,9 @@ def make_rows(
 def _by(one: Entrant, field: Field) -> Row:
     """A peer's link and algorithm are its own affair."""
     if not one.ours:
-        return {"link": one.program, "algorithm": one.program}
+        return {"player": one.name, "link": one.program, "algorithm": one.program}
     encryption = {} if one.encrypted is None else {"encryption": one.encrypted}
-    return {"link": field.link, "algorithm": one.algorithm} | encryption
+    return {"player": one.name, "link": field.link, "algorithm": one.algorithm} | encryption
 
 
 def _beside(one: Entrant, found: Found, entrants: Sequence[Entrant]) -> Row:
