@@ -85,7 +85,7 @@ def test_who_does_not_come_to_a_relay_is_named_by_those_before_and_after_it() ->
         text = ""
         if comm.rank != 1:
             with pytest.raises((DeadlineExceeded, RemoteError)) as raised:  # its own, or what another one told it first
-                group.all_reduce(np.ones(LONG, np.float32), algorithm="chain", timeout=0.5)
+                group.all_reduce(np.ones(LONG, np.float32), algorithm="two_shot_ordered", timeout=0.5)
             text = str(raised.value)
         comm.barrier()
         return text
@@ -97,7 +97,7 @@ def test_who_does_not_come_to_a_relay_is_named_by_those_before_and_after_it() ->
 def test_cards_of_different_relays_find_out() -> None:
     def card(comm: Communicator) -> str:
         with pytest.raises(CollectiveMismatch) as raised:
-            comm.all_reduce(np.ones(LONG + (comm.rank == 2), np.float32), algorithm="chain", timeout=20)
+            comm.all_reduce(np.ones(LONG + (comm.rank == 2), np.float32), algorithm="two_shot_ordered", timeout=20)
         return str(raised.value)
 
     for text in run_ranks(4, card, link="shm"):
