@@ -20,7 +20,7 @@ from superpod.collectives import algorithms
 from superpod.collectives.agreement import Agreement
 from superpod.collectives.call import Call as Call
 from superpod.collectives.call import Prepared, interrupted, message_text, words_of
-from superpod.collectives.execute import COLLECTIVE_TAG, Array, Bounds, Circumstances, Plan, bind, run
+from superpod.collectives.execute import COLLECTIVE_TAG, Array, Bounds, Circumstances, Plan, bind, room_for, run
 from superpod.collectives.express import Express
 from superpod.collectives.fused import Fused, Task, fused
 from superpod.collectives.fused_hosts import on_hosts
@@ -183,10 +183,7 @@ class Engine:
         if prepared is None:
             prepared = self._prepare(key, call(), len(spaces), banks)
         plan, self.last, self._latest = prepared.plan, prepared.choice, prepared
-        if into is not None and prepared.fused is None:
-            spaces = (spaces[0].copy(),)
-        if plan.scratch:
-            spaces = (*spaces, np.empty(plan.scratch, spaces[0].dtype if spaces else np.uint8))
+        spaces = room_for(plan, spaces, apart=into is not None and prepared.fused is None)
         if before is not None:
             before(plan, spaces)
         sequence = self.agreement.begin(prepared.where.text, prepared.call.nbytes, start, self._place)

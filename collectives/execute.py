@@ -152,6 +152,15 @@ def _overlaps(region: Region, others: Sequence[Region]) -> bool:
     return any(region.overlaps(other) for other in others)
 
 
+def room_for(plan: Plan, spaces: Sequence[Array], *, apart: bool) -> Sequence[Array]:
+    """What `run` needs: the given arrays, the first one copied if it is to be left `apart`, and the plan's scratch."""
+    if apart:
+        spaces = (spaces[0].copy(), *spaces[1:])
+    if plan.scratch:
+        spaces = (*spaces, np.empty(plan.scratch, spaces[0].dtype if spaces else np.uint8))
+    return spaces
+
+
 @dataclass(frozen=True, slots=True)
 class Circumstances:
     """In which a plan is run.

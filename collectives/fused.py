@@ -15,10 +15,11 @@ import numpy as np
 from superpod.collectives.execute import Array, Bounds
 from superpod.collectives.meeting import Meeting as Meeting
 from superpod.collectives.meeting import Task as Task
-from superpod.collectives.relay import chain, relay
+from superpod.collectives.relay import relay
 
 _SHORT = 16 << 10  # bytes of a row that are added up in one go with others: what numpy adds to then stays in the cache
 _MEETING = 32 << 10  # bytes of an array for each card up to which a meeting takes less time than a relay
+_RELAYED = 16  # cards up to which an all_reduce goes by a relay whenever the array is longer than that for one
 _EXCHANGED = (
     32 << 10,
     512 << 10,
@@ -138,8 +139,14 @@ def _two_shot_pair(meeting: Meeting, task: Task) -> None:
 
 
 def _two_shot_ordered(meeting: Meeting, task: Task) -> None:
-    """As two_shot, but chunks are added up from rank 0's on."""
-    array, bounds, own = task.spaces[0], task.banks[0], meeting.rank
+    """As two_shot, but chunks are added up from rank 0's on; in a relay, if they are long or the cards few."""
+    array, bounds, own, n = task.spaces[0], task.banks[0], meeting.rank, meeting.world_size
+    if n == 2:  # the lower rank's operand is the first one anyway
+        _two_shot_pair(meeting, task)
+        return
+    if array.nbytes > _MEETING * (n if n > _RELAYED else 1):
+        relay(meeting, task, 0, array.size)
+        return
     for start, slots, block in _folded_blocks(meeting, task):
         slots[own, own, : block.size] = block
         meeting.meet()
@@ -302,7 +309,6 @@ FUSED: Mapping[tuple[str, str], Fused] = {
     ("all_reduce", "one_shot"): _one_shot,
     ("all_reduce", "two_shot"): _two_shot,
     ("all_reduce", "two_shot_ordered"): _two_shot_ordered,
-    ("all_reduce", "chain"): chain,
     ("broadcast", "direct"): _broadcast,
     ("reduce", "direct"): _reduce,
     ("reduce", "star"): _reduce_star,

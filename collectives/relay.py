@@ -51,9 +51,3 @@ def _pieces(meeting: Meeting, itemsize: int) -> tuple[int, int]:
     window = max(4, meeting.world_size // _WINDOWS)
     piece = max(1, min(_PIECE, room // window // 64 * 64) // itemsize)
     return piece, min(window, room // (piece * itemsize))
-
-
-def chain(meeting: Meeting, task: Task) -> None:
-    """Rank 0 writes a piece, every other adds its own to it, and all take it when the last one has."""
-    array = task.spaces[0]
-    relay(meeting, task, 0, array.size)

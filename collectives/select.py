@@ -77,9 +77,9 @@ TABLE: Mapping[str, tuple[Rule, ...]] = {  # the first rule that fits counts; th
 
 _FEW = (Rule(2, 16 * _K, "one_shot"), Rule(4, 64 * _K, "one_shot"), Rule(8, 32 * _K, "one_shot"))
 _MANY = (Rule(64, 16 * _K, "one_shot"), Rule(256, 4 * _K, "one_shot"))
-_LONG = (Rule(16, MAX, "chain"), Rule(256, 2 * _M, "two_shot"), Rule(256, MAX, "chain"))
+_LONG = (Rule(16, MAX, "two_shot_ordered"), Rule(256, 2 * _M, "two_shot"), Rule(256, MAX, "two_shot_ordered"))
 BOARD: Mapping[str, tuple[Rule, ...]] = {  # where all cards meet on a board; for larger worlds TABLE goes on
-    "all_reduce": (*_FEW, *_MANY, Rule(2, MAX, "two_shot"), *_LONG),
+    "all_reduce": (*_FEW, *_MANY, *_LONG),
     "broadcast": (Rule(256, MAX, "direct"),),
     "reduce": (Rule(16, 256 * _K, "direct"), Rule(256, 2 * _M, "direct"), Rule(256, MAX, "star")),
     "all_gather": (Rule(256, MAX, "direct"),),
@@ -102,7 +102,7 @@ OWN_CORES: Mapping[str, tuple[Rule, ...]] = {  # in place of TABLE's, where ever
 }
 _EACH = (Rule(16, 8 * _K, "one_shot"), Rule(64, 2 * _K, "one_shot"), Rule(256, 512, "one_shot"))
 OWN_CORES_BOARD: Mapping[str, tuple[Rule, ...]] = {  # in place of BOARD's
-    "all_reduce": (*_FEW, *_EACH, Rule(256, MAX, "two_shot")),
+    "all_reduce": (*_FEW, *_EACH, Rule(2, MAX, "two_shot_ordered"), Rule(256, MAX, "two_shot")),
 }
 
 
@@ -127,13 +127,7 @@ ORDERED: Mapping[str, tuple[Rule, ...]] = {  # in place of TABLE's, if only algo
     ),
 }
 ORDERED_BOARD: Mapping[str, tuple[Rule, ...]] = {  # in place of BOARD's
-    "all_reduce": (
-        *_FEW,
-        *_MANY,
-        Rule(16, MAX, "chain"),
-        Rule(256, 2 * _M, "two_shot_ordered"),
-        Rule(256, MAX, "chain"),
-    ),
+    "all_reduce": (*_FEW, *_MANY, Rule(256, MAX, "two_shot_ordered")),
     "reduce": (Rule(256, MAX, "star"),),
     "reduce_scatter": (Rule(256, MAX, "direct_ordered"),),
 }

@@ -123,6 +123,8 @@ class SuperpodProcessGroup(CollectiveGroup):
         if n == 1 or op is None or op.wide.kind not in "fc":
             return n > 1  # alone, a rank has nothing to gain
         names = {self._engine.algorithm_for(collective, size) for size in nbytes}
+        if all(algorithms.get(collective, name).fixed_order for name in names):
+            return True
         if len(names) > 1:
             return False
         schedule = algorithms.build(collective, names.pop(), n, 0)

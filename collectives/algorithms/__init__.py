@@ -6,7 +6,6 @@ from functools import lru_cache
 
 from superpod.collectives.algorithms import (
     bruck,
-    chain,
     circulant,
     direct,
     direct_rooted,
@@ -43,7 +42,6 @@ _FILES = (
     direct,
     direct_rooted,
     ordered,
-    chain,
     bruck,
     pairwise,
     dissemination,

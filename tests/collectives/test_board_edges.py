@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from superpod.collectives.communicator import Communicator
+from superpod.collectives.meeting import Task
+from superpod.collectives.relay import relay
 from superpod.interconnect.errors import CollectiveMismatch, DeadlineExceeded, RemoteError, SuperpodError
 from superpod.launcher.testing import run_ranks
 
@@ -85,7 +87,7 @@ def test_who_does_not_come_to_a_relay_is_named_by_those_before_and_after_it() ->
         text = ""
         if comm.rank != 1:
             with pytest.raises((DeadlineExceeded, RemoteError)) as raised:  # its own, or what another one told it first
-                group.all_reduce(np.ones(LONG, np.float32), algorithm="chain", timeout=0.5)
+                group.all_reduce(np.ones(LONG, np.float32), algorithm="two_shot_ordered", timeout=0.5)
             text = str(raised.value)
         comm.barrier()
         return text
@@ -97,7 +99,7 @@ def test_who_does_not_come_to_a_relay_is_named_by_those_before_and_after_it() ->
 def test_cards_of_different_relays_find_out() -> None:
     def card(comm: Communicator) -> str:
         with pytest.raises(CollectiveMismatch) as raised:
-            comm.all_reduce(np.ones(LONG + (comm.rank == 2), np.float32), algorithm="chain", timeout=20)
+            comm.all_reduce(np.ones(LONG + (comm.rank == 2), np.float32), algorithm="two_shot_ordered", timeout=20)
         return str(raised.value)
 
     for text in run_ranks(4, card, link="shm"):
@@ -128,11 +130,15 @@ def test_nobody_leaves_an_empty_relay_before_all_have_come() -> None:
     """Who runs two meetings ahead overwrites the stamp of one that others have not noticed to be complete."""
 
     def card(comm: Communicator) -> None:
+        comm.barrier()
+        table, nothing = comm._engine._table, Task((np.ones(0),), ((0, 0),), np.add, 0)
+        assert table is not None
         for turn in range(30):
-            comm.all_reduce(np.ones(100), algorithm="two_shot_ordered")
+            comm.barrier()
             if comm.rank == turn % comm.world_size:
                 time.sleep(0.005)  # asleep while the others come to the last meeting
+            table.call("nothing", turn, 10)
             for _ in range(3):
-                comm.all_reduce(np.ones(0), algorithm="chain")
+                relay(table, nothing, 0, 0)
 
     run_ranks(3, card, link="shm", timeout=20)

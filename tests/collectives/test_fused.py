@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from superpod.collectives.fused import FUSED, Task
 
 WORLDS = (1, 2, 3, 5, 8, 13)
 DTYPES = (np.float32, np.float64, np.complex64, np.int16, np.bool_)
+RELAYED = [("all_reduce", "two_shot_ordered"), ("reduce", "star"), ("reduce_scatter", "direct_ordered")]
 SUM = {"all_reduce": np.add, "reduce": np.add, "reduce_scatter": np.add}
 
 
@@ -175,6 +177,17 @@ def same(collective: str, n: int, rank: int, count: int, result: Any, expected: 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("collective", "name"), [key for key in FUSED if key[0] != "barrier"])
 def test_the_same_bits_as_through_messages(collective: str, name: str, dtype: Any) -> None:
+    compare(collective, name, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("collective", "name"), RELAYED)
+def test_the_same_bits_in_a_relay(collective: str, name: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("superpod.collectives.fused._MEETING", 0)
+    compare(collective, name, dtype)
+
+
+def compare(collective: str, name: str, dtype: Any) -> None:
     for n in WORLDS:
         count, root = 37 * n, n // 2
         slot = 64 * n
@@ -210,9 +223,11 @@ def test_zeros_keep_their_sign_and_infinities_are_numbers(collective: str, name:
     n=st.integers(1, 6),
     count=st.integers(0, 300),
     slot=st.integers(1, 5).map(lambda k: 64 * k),
+    meeting=st.sampled_from([0, 32 << 10]),
 )
-def test_any_length_in_any_slot(which: tuple[str, str], n: int, count: int, slot: int) -> None:
-    results, _ = fused(*which, n, slot, count, np.float32, n - 1)
+def test_any_length_in_any_slot(which: tuple[str, str], n: int, count: int, slot: int, meeting: int) -> None:
+    with mock.patch("superpod.collectives.fused._MEETING", meeting):
+        results, _ = fused(*which, n, slot, count, np.float32, n - 1)
     expected = executed(*which, n, count, np.float32, n - 1)
     for rank in range(n):
         same(which[0], n, rank, count, results[rank], expected[rank])
@@ -222,6 +237,12 @@ def test_a_barrier_is_a_meeting() -> None:
     table = Round(3, 64)
     threads(3, lambda rank: FUSED["barrier", "dissemination"](Seat(table, rank), Task((), (), None, 0)))
     assert table.meetings == 1
+
+
+def test_a_relay_needs_no_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("superpod.collectives.fused._MEETING", 0)
+    assert fused("all_reduce", "two_shot_ordered", 4, 256, 256, np.float32, 0)[1] == 0
+    assert fused("all_reduce", "two_shot_ordered", 2, 4096, 256, np.float32, 0)[1] == 2
 
 
 def test_how_often_they_meet() -> None:
