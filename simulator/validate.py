@@ -100,7 +100,7 @@ def _parameters(met: fit.Fit) -> str:
 def _table(found: Sequence[Point], met: fit.Fit) -> str:
     rows = [
         f"| {p.cards} | {p.algorithm} | {size_text(p.nbytes)} | {seconds_text(p.seconds)} | {seconds_text(t)} "
-        f"| {100 * (t / p.seconds - 1):+.1f} % | {'fitted' if i in met.used else 'predicted'} |"
+        f"| {round(100 * (t / p.seconds - 1), 1) + 0.0:+.1f} % | {'fitted' if i in met.used else 'predicted'} |"
         for i, (p, t) in enumerate(zip(found, met.predicted, strict=True))
     ]
     return "\n".join(
