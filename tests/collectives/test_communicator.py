@@ -121,6 +121,21 @@ def test_a_block_loses_its_axis_only_if_another_is_left() -> None:
     assert cards(2, card) == [[(1,), (2,), (5,), (2, 5), (2, 3)]] * 2
 
 
+@pytest.mark.parametrize("algorithm", algorithms.names("reduce_scatter"))
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_reduce_scatter_leaves_its_array_as_it_is_unless_the_result_goes_there(algorithm: str, n: int) -> None:
+    def card(comm: Communicator) -> None:
+        array = brought(comm.rank, 5 * n)
+        before, expected = array.copy(), sum(brought(q, 5 * n) for q in range(n))[comm.rank * 5 :][:5]
+        for out in (None, np.empty(5, array.dtype), np.empty(10, array.dtype)[::2]):
+            assert np.allclose(comm.reduce_scatter(array, out=out, algorithm=algorithm), expected)
+            assert array.tobytes() == before.tobytes()
+        comm.reduce_scatter(array, out=array[-5:], algorithm=algorithm)
+        assert np.allclose(array[-5:], expected)
+
+    cards(n, card)
+
+
 # Dtypes and operations
 
 DTYPES = [np.dtype(c) for c in "?bBhHiIlLqQefdgFDG"] + [
@@ -201,54 +216,6 @@ def test_an_overflow_is_a_result_and_no_warning(link: str) -> None:
 
     for result in run_ranks(3, card, link=link):
         assert result == [np.inf, np.inf, 2**31 - 3] * 2
-
-
-# Groups
-
-
-def test_groups_number_their_ranks_in_the_order_given() -> None:
-    def card(comm: Communicator) -> Any:
-        group = comm.group([3, 0, 2])
-        if group is None:
-            return None
-        assert (group.world_size, group.all_gather(np.array(comm.rank)).tolist()) == (3, [3, 0, 2])
-        return group.rank, group.broadcast(np.array(comm.rank), 1).item(), repr(group)
-
-    results = cards(4, card)
-    assert results[1] is None
-    assert [result[:2] for result in results if result] == [(1, 0), (2, 0), (0, 0)]
-    assert results[3][2] == "<Communicator world.1: rank 0 of 3, link memory>"
-
-
-@pytest.mark.parametrize("link", ["memory", "zmq", "shm"])
-def test_groups_of_groups_and_overlapping_groups(link: str) -> None:
-    def card(comm: Communicator) -> list[int]:
-        halves = [comm.group([0, 1, 2]), comm.group([2, 3, 4])]
-        seen = []
-        for group in halves if comm.rank % 2 else reversed(halves):  # in another order on each rank
-            if group is not None:
-                seen.append(int(group.all_reduce(np.array(comm.rank))))
-                inner = group.group([2, 1])
-                if inner is not None:
-                    seen.append(int(inner.all_reduce(np.array(comm.rank))))
-        seen.append(int(comm.all_reduce(np.array(1))))
-        return seen
-
-    assert run_ranks(5, card, link=link) == [[3, 5], [3, 3, 5], [9, 3, 3, 5], [9, 7, 5], [9, 7, 5]]
-
-
-def test_a_group_may_end_while_its_parent_goes_on() -> None:
-    def card(comm: Communicator) -> int:
-        for _ in range(3):
-            with comm.group(range(2)) as group:
-                assert group.all_reduce(np.array(1)) == 2
-            with pytest.raises(LinkClosed, match=r"rank \d has closed group world\.\d; make a new communicator"):
-                group.all_reduce(np.array(1))
-            with pytest.raises(LinkClosed, match="has closed group"):
-                group.send(np.array(1), 1 - comm.rank)
-        return int(comm.all_reduce(np.array(1)))
-
-    assert cards(2, card) == [2, 2]
 
 
 # Refusals
@@ -394,18 +361,3 @@ def test_no_array_is_kept_after_the_call(link: str) -> None:
         return seen
 
     assert run_ranks(2, card, link=link) == [[True] * 5] * 2
-
-
-@pytest.mark.parametrize("algorithm", algorithms.names("reduce_scatter"))
-@pytest.mark.parametrize("n", [1, 3, 4])
-def test_reduce_scatter_leaves_its_array_as_it_is_unless_the_result_goes_there(algorithm: str, n: int) -> None:
-    def card(comm: Communicator) -> None:
-        array = brought(comm.rank, 5 * n)
-        before, expected = array.copy(), sum(brought(q, 5 * n) for q in range(n))[comm.rank * 5 :][:5]
-        for out in (None, np.empty(5, array.dtype), np.empty(10, array.dtype)[::2]):
-            assert np.allclose(comm.reduce_scatter(array, out=out, algorithm=algorithm), expected)
-            assert array.tobytes() == before.tobytes()
-        comm.reduce_scatter(array, out=array[-5:], algorithm=algorithm)
-        assert np.allclose(array[-5:], expected)
-
-    cards(n, card)

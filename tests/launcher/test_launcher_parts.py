@@ -308,21 +308,24 @@ def test_what_agents_print_arrives(head):
     assert quiet.written == [(1, 2, b"x\n"), (-2, 2, b"y\n")]
 
 
+HEARD = {
+    "event": "error",
+    "rank": 0,
+    "time": 1.0,
+    "type": "PeerLost",
+    "message": "rank 1 died",
+    "consequence": True,
+}
+"""A card's failure, of which it has only heard."""
+
+
 def test_a_host_that_may_be_lost_is_named_and_not_who_only_heard_of_it(head, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(head_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     here, there = Obedient(), Obedient()
     made, _ = head(here, there)
-    heard = {
-        "event": "error",
-        "rank": 0,
-        "time": 1.0,
-        "type": "PeerLost",
-        "message": "rank 1 died",
-        "consequence": True,
-    }
     there.doubtful = True
-    made.hear(0, {"event": "news", "item": heard})
+    made.hear(0, {"event": "news", "item": HEARD})
     now[0] += 1.0
     made._mind_deadlines()
     assert (made._patience(), here.orders) == (None, [])
@@ -335,15 +338,7 @@ def test_who_heard_of_a_failure_is_believed_when_no_host_is_in_doubt(head, monke
     now = [100.0]
     monkeypatch.setattr(head_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     made, _ = head(Obedient(), Obedient())
-    heard = {
-        "event": "error",
-        "rank": 0,
-        "time": 1.0,
-        "type": "PeerLost",
-        "message": "rank 1 died",
-        "consequence": True,
-    }
-    made.hear(0, {"event": "news", "item": heard})
+    made.hear(0, {"event": "news", "item": HEARD})
     assert made._patience() == pytest.approx(0.3)
     now[0] += 0.4
     made._mind_deadlines()
