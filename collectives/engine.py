@@ -72,7 +72,7 @@ class Engine:
         self.name = name
         self.timeout = timeout
         self.last: Choice | None = None
-        self.statistics = statistics
+        self.statistics, self.ledger = statistics, statistics.open_ledger()
         self._clock, self._issued = clock, 0  # the place in its order of the call that is carried out
         self._selector = selector
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
@@ -351,6 +351,7 @@ class Engine:
         self._told = True  # whoever calls it after this makes a mistake that is nobody else's business
         self.worker.stop(timeout=1.0)
         self.expresses.clear()
+        self.statistics.close_ledger(self.ledger)
         self.mesh.close_group(self.group, job=job)
         if self._table is not None:
             self._table.leave()

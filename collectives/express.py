@@ -21,7 +21,7 @@ from superpod.collectives.fused import Task
 from superpod.collectives.operations import Operation
 from superpod.collectives.places import Caller
 from superpod.collectives.select import Choice
-from superpod.collectives.statistics import Statistics
+from superpod.collectives.statistics import Ledger
 from superpod.collectives.table import Table
 from superpod.collectives.work import Worker
 from superpod.interconnect.board import KINDS
@@ -34,7 +34,7 @@ class Host(Protocol):
     meeting: int
     worker: Worker
     agreement: Agreement
-    statistics: Statistics
+    ledger: Ledger
     timeout: float
     last: Choice | None
     world_size: int
@@ -68,7 +68,7 @@ class Express:
         self._kind: int | None = None
         if op is not None and op.name == "sum" and prepared.choice.algorithm == "one_shot" and table.native:
             self._kind = KINDS.get(op.wide.name) if op.wide.isnative and self._nbytes <= table.slot else None
-        self._row = engine.statistics.row(prepared.call.collective, prepared.choice.algorithm)
+        self._row = engine.ledger.setdefault((prepared.call.collective, prepared.choice.algorithm), [0, 0, 0.0])
 
     @property
     def by_address(self) -> bool:

@@ -14,6 +14,8 @@ from superpod.interconnect.control import send_news
 from superpod.interconnect.forked import call_in_child
 from superpod.interconnect.streams import Pending
 
+Ledger = dict[tuple[str, str], list[float]]
+
 
 class CountedCall(Protocol):
     """A collective that was called, as the engine has it."""
@@ -68,7 +70,7 @@ class Statistics:
         self._directory = directory
         self._lock = threading.Lock()
         self._rows: dict[tuple[str, str], list[float]] = {}
-        self._own_rows: list[tuple[tuple[str, str], list[float]]] = []
+        self._ledgers: list[Ledger] = []
         self._told_first = False
         call_in_child(self._renew_lock)
 
@@ -84,12 +86,21 @@ class Statistics:
         if first:
             send_news(self._directory, self._rank, "first_collective")
 
-    def row(self, operation: str, algorithm: str) -> list[float]:
-        """[calls, bytes, seconds] for one who counts by itself, one thread at a time; `rows` adds it in."""
+    def open_ledger(self) -> Ledger:
+        """Rows, [calls, bytes, seconds] by (operation, algorithm), for a group that counts by itself without a lock."""
+        ledger: Ledger = {}
         with self._lock:
-            row = [0, 0, 0.0]
-            self._own_rows.append(((operation, algorithm), row))
-            return row
+            self._ledgers.append(ledger)
+        return ledger
+
+    def close_ledger(self, ledger: Ledger) -> None:
+        """The group has ended: nothing is added to its rows any more."""
+        with self._lock:
+            self._ledgers = [other for other in self._ledgers if other is not ledger]
+            for (operation, algorithm), row in ledger.items():
+                kept = self._rows.setdefault((operation, algorithm), [0, 0, 0.0])
+                kept[:] = [a + b for a, b in zip(kept, row, strict=True)]
+            ledger.clear()
 
     def to_other_hosts(self, nbytes: int) -> None:
         """All the payload that this card has sent to cards of other hosts [B]; said once, at the end."""
@@ -121,7 +132,7 @@ class Statistics:
         """One row an operation and algorithm: operation, algorithm, calls, bytes, seconds."""
         with self._lock:
             total = {key: list(row) for key, row in self._rows.items()}
-            for key, row in self._own_rows:
+            for key, row in (item for ledger in self._ledgers for item in list(ledger.items())):
                 total[key] = [a + b for a, b in zip(total.get(key, [0, 0, 0.0]), row, strict=True)]
         return [
             {"operation": operation, "algorithm": algorithm, "calls": calls, "bytes": nbytes, "seconds": seconds}

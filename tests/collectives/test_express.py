@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from superpod.collectives.communicator import Communicator
+from superpod.collectives.engine import _PREPARED
 from superpod.collectives.torch_backend_coalesced import SuperpodProcessGroup
 from superpod.interconnect import board
 from superpod.interconnect.errors import CollectiveMismatch, InvalidValue, PeerLost, RemoteError
@@ -145,6 +146,26 @@ def test_calls_are_recorded_and_counted(code: str) -> None:
         assert [(n, call, state) for n, call, state, _ in records] == [(i, text, "done") for i in range(5)]
         assert all(where.endswith(place.removeprefix("card() at ")) for *_, where in records)
         assert rows == [("all_reduce", 5, 5 * 16)]
+
+
+def test_what_is_kept_is_bounded_however_many_lengths_and_groups_there_are() -> None:
+    def card(comm: Communicator) -> tuple[int, int, list[tuple[str, int]]]:
+        for count in range(_PREPARED + 50):
+            for _ in range(2):
+                comm.all_reduce(np.ones(count, np.uint8))
+        for _ in range(20):
+            group = comm.group([0, 1])
+            assert group is not None
+            for _ in range(3):
+                group.barrier()
+            group.close()
+        statistics = comm._engine.statistics
+        rows = [(r["operation"], r["calls"]) for r in statistics.rows()]
+        return len(comm._engine.expresses), len(statistics._ledgers), rows
+
+    rows = [("all_reduce", 2 * (_PREPARED + 50)), ("barrier", 60)]
+    for expresses, ledgers, counted in on(2, card, "plain"):
+        assert (expresses <= _PREPARED, ledgers, sorted(counted)) == (True, 1, rows)
 
 
 @pytest.mark.parametrize("code", CODES)
