@@ -68,7 +68,7 @@ class Statistics:
     def __init__(self, rank: int, directory: Path | None) -> None:
         self._rank = rank
         self._directory = directory
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close a group wherever it finds the thread
         self._rows: dict[tuple[str, str], list[float]] = {}
         self._ledgers: list[Ledger] = []
         self._told_first = False
@@ -76,7 +76,7 @@ class Statistics:
 
     def _renew_lock(self) -> None:
         """In a forked child: the thread that holds it, if one does, is the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def count(self, operation: str, algorithm: str, nbytes: int, seconds: float) -> None:
         """A collective has ended. `nbytes` is its size S as nccl-tests define it."""
@@ -99,7 +99,7 @@ class Statistics:
             self._ledgers = [other for other in self._ledgers if other is not ledger]
             for (operation, algorithm), row in ledger.items():
                 kept = self._rows.setdefault((operation, algorithm), [0, 0, 0.0])
-                kept[:] = [a + b for a, b in zip(kept, row, strict=True)]
+                kept[0], kept[1], kept[2] = kept[0] + row[0], kept[1] + row[1], kept[2] + row[2]
             ledger.clear()
 
     def to_other_hosts(self, nbytes: int) -> None:
