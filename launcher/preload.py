@@ -27,6 +27,9 @@ _MAX_FILES = 300  # of the user's own code; more are not read
 _MAX_SOURCE = 1 << 20  # bytes; a longer file is data, not code
 _NUMPY_USERS = ("superpod.collectives.communicator",)
 _TORCH_USERS = ("superpod.collectives.torch_backend",)
+_READY_FOR_A_FORK = (
+    "jemalloc_bg_thd",
+)  # threads by name whose library does without them in a child, as pyarrow's does
 _LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(__file__).parents[1]))
 _HOLD_STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 _NAMES_TORCH = re.compile(rb"""["']torch["'.]""")  # as importlib.import_module("torch") would
@@ -216,7 +219,16 @@ def forget_shadowed(home: str, startup: frozenset[str]) -> None:
 
 
 def _threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+    """How many this process has, without those that no child misses."""
+    names = (Path(f"/proc/self/task/{thread}/comm") for thread in os.listdir("/proc/self/task"))
+    return sum(_read_quietly(name) not in _READY_FOR_A_FORK for name in names)
+
+
+def _read_quietly(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:  # the thread has ended meanwhile
+        return ""
 
 
 def _threads_after_fork() -> int:

@@ -73,7 +73,9 @@ class Job:
         cards = [line for line in text.splitlines() if "PeerLost: " in line]
         told = [line.partition(begin)[2] for begin in HEADLINES for line in text.splitlines() if begin in line]
         said = next(iter(told), "nothing")
-        gone = re.compile(r"rank [23] died: its connection broke")  # heard before anybody could tell that b is lost
+        gone = re.compile(
+            r"rank [23] died: its connection broke|the launcher has ended on host b"
+        )  # what is heard first
         assert all(said in line or gone.search(line) for line in cards) or not said.startswith("host "), text
         return without_numbers(said)
 

@@ -116,6 +116,25 @@ def test_a_thread_is_refused(tmp_path):
     assert refused == "{'threads': 'it starts a thread, which a fork would lose'} ['good', 'threads']"
 
 
+def test_a_thread_that_no_child_misses_is_not_refused(tmp_path):
+    """jemalloc's, which pyarrow starts, and with it pandas and scikit-learn where pyarrow is installed."""
+    thread = "import threading, time\nt = threading.Thread(target=time.sleep, args=(1000,), daemon=True)\nt.start()\n"
+    name = "open(f'/proc/self/task/{t.native_id}/comm', 'w').write('jemalloc_bg_thd')\n"
+    assert load({"arrow.py": thread + name}, ["arrow"], tmp_path) == "{} ['arrow']"
+
+
+def test_cards_share_pyarrow(launch):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed; it comes with the extra ray")
+    launch.script(
+        "main.py",
+        "import sys\nloaded = 'pyarrow' in sys.modules\nimport pyarrow\nimport pyarrow.compute as compute\n"
+        "buffers = [len(pyarrow.allocate_buffer(30_000_000)) for _ in range(20)]\n"
+        "print(loaded, len(buffers), compute.sum(pyarrow.array(range(100_000))).as_py())\n",
+    )
+    ended = launch("-n", "2", "main.py")
+    assert ended.lines == [f"[{rank}] True 20 4999950000" for rank in range(2)], ended.err
+
+
 def test_a_look_at_the_rank_is_refused(tmp_path):
     files = {
         "asks.py": "import os\nRANK = int(os.environ.get('RANK', 0))\nLOCAL = 'LOCAL_RANK' in os.environ\n",
