@@ -16,6 +16,7 @@ from superpod.collectives.execute import Array, Bounds
 from superpod.collectives.meeting import Meeting as Meeting
 from superpod.collectives.meeting import Task as Task
 from superpod.collectives.relay import relay
+from superpod.collectives.window import Window
 
 _SHORT = 16 << 10  # bytes of a row that are added up in one go with others: what numpy adds to then stays in the cache
 _MEETING = 32 << 10  # bytes of an array for each card up to which a meeting takes less time than a relay
@@ -25,6 +26,8 @@ _EXCHANGED = (
     512 << 10,
 )  # bytes for one card, and of one card: larger pieces leave the cache before they are read
 _PAIR = 1 << 20  # bytes of a piece between two cards
+_READ = {"all_to_all": (64 << 10, 1 << 16), "all_gather": (512 << 10, 16)}
+"""Bytes of a block from which on it is read where it lies, and the cards up to which that takes less time."""
 
 
 def _fold(reduce: np.ufunc, rows: Array, into: Array) -> None:
@@ -269,6 +272,11 @@ def _reduce_scatter(meeting: Meeting, task: Task) -> None:
 
 def _all_gather(meeting: Meeting, task: Task) -> None:
     array, bounds, own = task.spaces[0], task.banks[0], meeting.rank
+    if (window := _window("all_gather", meeting, task)) is not None:
+        for rank in _others(meeting):
+            window.read(rank, bounds[rank], array[bounds[rank] : bounds[rank + 1]])
+        meeting.meet()
+        return
     for start in range(0, _longest(bounds), meeting.slot):
         slots = meeting.begin()
         mine = array[bounds[own] + start : min(bounds[own] + start + meeting.slot, bounds[own + 1])]
@@ -279,6 +287,12 @@ def _all_gather(meeting: Meeting, task: Task) -> None:
 
 def _all_to_all(meeting: Meeting, task: Task) -> None:
     (array, out), (blocks, places), n, own = task.spaces, task.banks, meeting.world_size, meeting.rank
+    if (window := _window("all_to_all", meeting, task)) is not None:
+        out[places[own] : places[own + 1]] = array[blocks[own] : blocks[own + 1]]
+        for rank in _others(meeting):
+            window.read(rank, blocks[own], out[places[rank] : places[rank + 1]])
+        meeting.meet()
+        return
     longest = _longest(blocks)  # of equal blocks; others the ranks would not agree on
     step = max(1, min(meeting.slot // n, max(_EXCHANGED[0], _EXCHANGED[1] // n)))
     for start in range(0, longest, step):
@@ -286,6 +300,17 @@ def _all_to_all(meeting: Meeting, task: Task) -> None:
         _put(slots[own], array, blocks, start)
         meeting.meet()
         _take(slots[:, own], out, places, start)
+
+
+def _window(collective: str, meeting: Meeting, task: Task) -> Window | None:
+    """If the blocks are so long that it pays, and it is possible."""
+    (least, most), longest = _READ[collective], _longest(task.banks[0])
+    return meeting.window(task.spaces[0]) if longest >= least and 1 < meeting.world_size <= most else None
+
+
+def _others(meeting: Meeting) -> Iterator[int]:
+    """All but this rank, beginning with the next, so that not all read from one."""
+    return ((meeting.rank + k) % meeting.world_size for k in range(1, meeting.world_size))
 
 
 def _barrier(meeting: Meeting, task: Task) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from superpod.collectives.execute import Array, Bounds
+from superpod.collectives.window import Window
 
 
 class Meeting(Protocol):
@@ -24,6 +25,10 @@ class Meeting(Protocol):
 
     def meet(self) -> None:
         """Return when all have written. Other slots are begun only by who has read what it wanted of these."""
+        ...
+
+    def window(self, array: Array) -> Window | None:
+        """Let the others read an array where it lies, until all meet again; None on all cards if one of them cannot."""
         ...
 
     def relay(self, pieces: int) -> Array:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from superpod.collectives.execute import COLLECTIVE_TAG, Array
+from superpod.collectives.window import Window, can_read_all, share
 from superpod.interconnect.board import Board
 from superpod.interconnect.errors import CollectiveMismatch, PeerLost
 from superpod.interconnect.group import Group, at, mismatch
@@ -76,6 +77,7 @@ class Table:
         self._patience = _PATIENCE
         self._waiting: list[int] | None = None  # while it sleeps: whom it needs, if all have come
         self._past = self._told = 0  # pieces of all relays before this one, and with it
+        self._windows: bool | None = None  # whether all can read all; None: that was not tried yet
 
     def _miss(self, host: Receive, error: OSError) -> NoReturn:
         """The board cannot be opened. Raises why: what the others say, if they say something."""
@@ -83,7 +85,10 @@ class Table:
             f"rank {host.peer} cannot be met in shared memory by rank {self._mesh.rank} ({error.strerror}): it has "
             "left, or the two are not in one container; then set SUPERPOD_LINK=zmq for all"
         )
-        self._mesh.look(self._group, [host], probe=True)  # if it is gone, this finds out
+        self._lose(host, text)
+
+    def _lose(self, peer: Receive, text: str) -> NoReturn:
+        self._mesh.look(self._group, [peer], probe=True)  # if it is gone, this finds out
         self._group.suspect(PeerLost(text), weak=True)
         self._mesh.settle(self._group)
 
@@ -113,6 +118,18 @@ class Table:
         wanted = self._board.come(self._tag, self._text)
         if not self._board.watch(wanted, *self._patience):
             self._wait(partial(self._board.sleep, wanted), [])
+
+    def window(self, array: Array) -> Window | None:
+        """See Meeting. Raises what Mesh.wait raises."""
+        if self._windows is None:
+            self._windows = can_read_all(self)
+        return share(self, array, self._unreadable) if self._windows else None
+
+    def _unreadable(self, rank: int, error: OSError) -> NoReturn:
+        """An array in a window cannot be read: its card is gone, most likely. Raises why."""
+        self._board.withdraw()
+        (peer,) = self._asked([rank])
+        self._lose(peer, f"rank {peer.peer}'s array cannot be read by rank {self._mesh.rank} ({error.strerror})")
 
     def relay(self, pieces: int) -> Array:
         """See Meeting. The counts of all relays go on from one another, so none is ever taken back."""

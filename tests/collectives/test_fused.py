@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import numpy as np
@@ -16,6 +16,7 @@ from superpod.collectives import algorithms
 from superpod.collectives.communicator import Communicator, in_memory
 from superpod.collectives.execute import block_bounds, even_bounds
 from superpod.collectives.fused import FUSED, Task
+from superpod.collectives.window import Window, share
 
 WORLDS = (1, 2, 3, 5, 8, 13)
 DTYPES = (np.float32, np.float64, np.complex64, np.int16, np.bool_)
@@ -39,6 +40,8 @@ class Round:
 
 
 class Seat:
+    windows = False
+
     def __init__(self, table: Round, rank: int) -> None:
         self._table, self.rank = table, rank
         self.world_size, self.slot = table.slots[0].shape
@@ -51,6 +54,9 @@ class Seat:
     def meet(self) -> None:
         self._table.current = self._set
         self._table.barrier.wait()
+
+    def window(self, array: Any) -> Window | None:
+        return share(self, array, missed) if self.windows else None
 
     def relay(self, pieces: int) -> Any:
         self._set ^= 1
@@ -69,6 +75,10 @@ class Seat:
         assert rank in (self.rank - 1, self.world_size - 1), "whom a board wakes"
         with self._table.news:
             assert self._table.news.wait_for(lambda: self._table.told[rank] >= self._past + count, 60)
+
+
+def missed(rank: int, error: OSError) -> NoReturn:
+    raise AssertionError(f"rank {rank} could not be read") from error
 
 
 def brought(rank: int, count: int, dtype: Any) -> Any:
@@ -185,6 +195,16 @@ def test_the_same_bits_as_through_messages(collective: str, name: str, dtype: An
 def test_the_same_bits_in_a_relay(collective: str, name: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("superpod.collectives.fused._MEETING", 0)
     compare(collective, name, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("collective", ["all_gather", "all_to_all"])
+def test_the_same_bits_through_windows(collective: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("superpod.collectives.fused._READ", {collective: (1, 13)})
+    monkeypatch.setattr(Seat, "windows", True)
+    compare(collective, "direct", dtype)
+    count = fused(collective, "direct", 4, 4096, 4096, np.float32, 0)[1]
+    assert count == 2, "one to tell where the arrays lie, one when all have read; else a piece would need one each"
 
 
 def compare(collective: str, name: str, dtype: Any) -> None:
