@@ -292,12 +292,13 @@ class Communicator(CommunicatorBase):
         """Return once every rank has called it."""
         opts = Options.of("barrier", algorithm, timeout)
         key = ("barrier",) if not async_op and opts is NO_OPTIONS else None
-        if key is not None and (express := self._expresses.get(key)) is not None and express.run():
+        express = None if key is None else self._expresses.get(key)
+        if express is not None and express.run(np.zeros(1, np.uint8)):
             return None
 
         def action() -> None:
             flat.barrier(self._engine, opts)
-            self._keep(key)
+            self._keep(key, flat.BARRIER)
 
         return self._issue("barrier", action, async_op)
 

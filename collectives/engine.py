@@ -251,10 +251,10 @@ class Engine:
 
         `op`: how it reduced, if it did. Call this from the action that has run it.
         """
-        prepared, layout = self._latest, self.layout()
+        prepared = self._latest
         if prepared is None or prepared.fused is None or self._table is None or self._clock is not None:
             return
-        if (op is None or op.factor is None) and (layout is None or layout.count == 1):
+        if op is None or op.factor is None:
             if len(self.expresses) >= _PREPARED:
                 self.expresses.clear()
             self.expresses[key] = Express(self, prepared, self._table, op)
@@ -263,7 +263,8 @@ class Engine:
         """Meet the others at the group's board for the first time, for the call of these words and this number."""
         layout = self.layout()
         here = self.ranks if layout is None else [self.ranks[rank] for rank in layout.with_rank(self.rank)]
-        self._table = Table(self.mesh, self.group, here, text, sequence, seconds)
+        among_hosts = len(here) < self.world_size
+        self._table = Table(self.mesh, self.group, here, text, sequence, seconds, among_hosts=among_hosts)
         return self._table
 
     def _choose(self, call: Call) -> Choice:

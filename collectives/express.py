@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from superpod.collectives.agreement import Agreement
 from superpod.collectives.call import Prepared
-from superpod.collectives.execute import Array
+from superpod.collectives.execute import Array, room_for, run
 from superpod.collectives.fused import Task
 from superpod.collectives.operations import Operation
 from superpod.collectives.places import Caller
@@ -109,11 +110,13 @@ class Express:
         return True
 
     def _meet(self, spaces: Sequence[Array], sequence: int) -> None:
-        prepared, op = self._prepared, self._op
+        prepared, op, seconds = self._prepared, self._op, self._engine.timeout
         assert prepared.fused is not None
-        self._table.call(self._text, sequence, self._engine.timeout)
-        reduce = None if op is None else op.ufunc
+        self._table.call(self._text, sequence, seconds)
+        reduce, plan = None if op is None else op.ufunc, prepared.plan
+        spaces = room_for(plan, spaces, apart=False)
         with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
-            prepared.fused(self._table, Task(spaces, prepared.banks, reduce, prepared.call.root))
+            across = partial(run, plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
+            prepared.fused(self._table, Task(spaces, prepared.banks, reduce, prepared.call.root, across))
         if op is not None and prepared.call.collective == "all_reduce":
             op.finish(spaces[0], self._engine.world_size)

@@ -18,7 +18,8 @@ from superpod.collectives.execute import Array, Bounds, Plan, block_bounds, even
 from superpod.collectives.operations import Operation
 from superpod.interconnect.errors import InvalidValue
 
-_BARRIER = Operation("max", np.maximum, np.dtype(np.uint8))
+BARRIER = Operation("max", np.maximum, np.dtype(np.uint8))
+"""How a barrier combines the byte that every rank brings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def broadcast(engine: Engine, array: Array, root: int, label: str, options: Opti
 
 def barrier(engine: Engine, options: Options) -> None:
     """Return once every rank has entered."""
-    _run_even(engine, "barrier", np.zeros(1, np.uint8), "", options, _BARRIER)
+    _run_even(engine, "barrier", np.zeros(1, np.uint8), "", options, BARRIER)
 
 
 def all_gather(engine: Engine, out: Array, blocks: Sequence[int], label: str, options: Options) -> None:

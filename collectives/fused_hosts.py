@@ -16,7 +16,10 @@ from superpod.collectives.algorithms.host_sizes import Hosts, runs
 from superpod.collectives.execute import Array, Bounds
 from superpod.collectives.fused import FUSED, Fused, Meeting, Task
 from superpod.collectives.hosts import Layout
+from superpod.collectives.relay import relay_shares
 from superpod.collectives.schedule import Schedule
+
+_MEETING = 32 << 10  # bytes of an array for each card up to which meetings take less time than a relay
 
 _fold_at, _spread = FUSED["reduce", "star"], FUSED["broadcast", "direct"]
 
@@ -109,6 +112,9 @@ def _add_shares(meeting: Meeting, task: Task, shares: Bounds) -> None:
     The others' shares lie in a card's slot in their order from the next card on.
     """
     (array,), n, own = task.spaces, meeting.world_size, meeting.rank
+    if array.nbytes > _MEETING * n:
+        relay_shares(meeting, task, shares)
+        return
     assert task.reduce is not None
     for width, pieces in _pieces(array, shares, meeting.slot // (n - 1)):
         rows = meeting.begin().view(array.dtype)[:, : (n - 1) * width].reshape(n, n - 1, width)

@@ -38,12 +38,12 @@ class Meeting(Protocol):
         """
         ...
 
-    def tell(self, count: int) -> None:
-        """This card is through with so many pieces of the relay."""
+    def tell(self, count: int, wakes: int | None = None) -> None:
+        """This card is through with so many pieces of the relay. `wakes`: the only card that may wait for it."""
         ...
 
     def wait_for(self, rank: int, count: int) -> None:
-        """Return when a card is through with `count` pieces: the one before this, or the last."""
+        """Return when a card is through with `count` pieces: the one before this, the last, or one that wakes this."""
         ...
 
 

@@ -1,4 +1,6 @@
-"""Part of the reader on a board: long arrays are added up on their way from rank 0 to the last one, piece by piece.
+"""Part of the reader on a board: long arrays are added up on their way from card to card, piece by piece.
+
+Either from rank 0 to the last one, or each card's share of them from itself all the way around.
 
 Nobody copies its array to the board: each adds it to the sum that lies there, and takes the result. So memory is read
 and written as rarely as can be, and a card that shares its core has a long piece of work whenever it is its turn.
@@ -6,10 +8,14 @@ and written as rarely as can be, and a card that shares its core has a long piec
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+from superpod.collectives.execute import Bounds
 from superpod.collectives.meeting import Meeting, Task
 
 _PIECE = 256 << 10  # bytes of a piece: half or twice as many cost 8 cards up to a third more time at 1 MiB
 _WINDOWS = 4  # of pieces, that there is room for
+_LAPS = 2  # pieces of every share that there is room for: one on its way, one whose sum has not been taken yet
 
 
 def relay(meeting: Meeting, task: Task, first: int, last: int) -> None:
@@ -51,3 +57,36 @@ def _pieces(meeting: Meeting, itemsize: int) -> tuple[int, int]:
     window = max(4, meeting.world_size // _WINDOWS)
     piece = max(1, min(_PIECE, room // window // 64 * 64) // itemsize)
     return piece, min(window, room // (piece * itemsize))
+
+
+def relay_shares(meeting: Meeting, task: Task, shares: Bounds) -> None:
+    """Card r gets the sum of share r of all arrays, where it is in its own: its own first, then that of r − 1, r − 2, …
+
+    In each lap a piece of every share goes around: card c begins its own, then adds to that of c + 1, which has come
+    from there, and so on; last it takes the sum of the lap before, to which c + 1 was the last to add. Card c writes
+    its share of a lap over that of two laps ago, which it has taken. Who is through has seen all begin the last lap.
+    """
+    array, own, n, reduce = task.spaces[0], meeting.rank, meeting.world_size, task.reduce
+    assert reduce is not None
+    longest = max(last - first for first, last in pairwise(shares))
+    width = max(1, min(_PIECE // array.itemsize, meeting.slot // array.itemsize // _LAPS))
+    laps, before, after = max(1, -(-longest // width)), (own - 1) % n, (own + 1) % n
+    room = meeting.relay(laps * n)[: _LAPS * n * width * array.itemsize].view(array.dtype).reshape(_LAPS, n, width)
+    for lap in range(laps + 1):
+        for turn in range(n if lap < laps else 0):
+            share = (own + turn) % n
+            start = shares[share] + lap * width
+            part = array[start : max(start, min(start + width, shares[share + 1]))]
+            total = room[lap % _LAPS, share, : part.size]
+            if turn == 0:
+                total[...] = part
+            else:
+                meeting.wait_for(after, lap * n + turn)
+                one, other = (part, total) if own < share else (total, part)
+                reduce(one, other, out=total)
+            meeting.tell(lap * n + turn + 1, before)
+        if lap:
+            meeting.wait_for(after, lap * n)
+            start = shares[own] + (lap - 1) * width
+            mine = array[start : max(start, min(start + width, shares[own + 1]))]
+            mine[...] = room[(lap - 1) % _LAPS, own, : mine.size]

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from math import inf
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -23,8 +23,7 @@ from superpod.interconnect.group import Group, at, mismatch
 from superpod.interconnect.mesh import PROBE_AFTER, Mesh
 from superpod.interconnect.streams import Receive
 
-_PATIENCE = (0.001, 0.003)  # seconds of giving way before sleep, and before the first look around
-_NAPS = (0.002, 0.25)  # seconds: the first sleep, and the longest
+_NAPS = (0.002, 0.25)  # seconds: the first sleep after a message, and the longest
 _LOOKS = 1.0  # seconds between two looks at every card that is absent
 _ASKED = 4  # cards before it in the ring that a card asks where they are
 _MEMORY = 256 << 20  # bytes that a board may take; what no array has needed takes none
@@ -39,16 +38,36 @@ def slot_bytes(world_size: int) -> int:
     return max(4096, min(_SLOT, _MEMORY // (2 * world_size) // 4096 * 4096))
 
 
+class _Waits(NamedTuple):
+    """How one waits [s]: giving way before sleep, the same and asleep before the first look around, the first sleep."""
+
+    patience: tuple[float, float]
+    nap: float
+
+
+_HERE = _Waits((0.001, 0.003), _NAPS[0])
+_AMONG_HOSTS = _Waits((0.0001, 0.0001), 0.02)  # messages come first: whoever waits for them leaves them the processor
+
+
 class Table:
     """One card's seat. Satisfies Meeting (see fused.py). One thread at a time, but `absent` from any."""
 
     def __init__(
-        self, mesh: Mesh, group: Group, ranks: Sequence[int], text: str, sequence: int, seconds: float
+        self,
+        mesh: Mesh,
+        group: Group,
+        ranks: Sequence[int],
+        text: str,
+        sequence: int,
+        seconds: float,
+        *,
+        among_hosts: bool = False,
     ) -> None:
         """Take a seat: the group's rank 0 brings the board, the others open it.
 
         Args:
             ranks: the members' in the mesh.
+            among_hosts: whether these are one host's, and others come between their meetings.
             text, sequence, seconds: as for `call`, of the first one.
         Raises:
             DeadlineExceeded when rank 0 has not brought it within `seconds`, PeerLost when it cannot be opened, and
@@ -74,7 +93,7 @@ class Table:
         group.parting = lambda job: self._board.depart(job=job)
         self.begin = self._board.begin
         self._tag, self._end, self._limit = 0, 0.0, 0.0
-        self._patience = _PATIENCE
+        self._patience, self._nap = _AMONG_HOSTS if among_hosts else _HERE
         self._waiting: list[int] | None = None  # while it sleeps: whom it needs, if all have come
         self._past = self._told = 0  # pieces of all relays before this one, and with it
         self._windows: bool | None = None  # whether all can read all; None: that was not tried yet
@@ -138,9 +157,9 @@ class Table:
         self._board.come(self._tag, self._text)
         return room
 
-    def tell(self, count: int) -> None:
+    def tell(self, count: int, wakes: int | None = None) -> None:
         """See Meeting."""
-        self._board.tell(self._past + count)
+        self._board.tell(self._past + count, wakes)
 
     def wait_for(self, rank: int, count: int) -> None:
         """Raises what Mesh.wait raises."""
@@ -169,7 +188,7 @@ class Table:
 
     def _sleep(self, sleep: Callable[[float], bool]) -> None:
         start = now = time.monotonic()
-        probe_at, look_at, nap = start + PROBE_AFTER, start + _LOOKS, _NAPS[0]
+        probe_at, look_at, nap = start + PROBE_AFTER, start + _LOOKS, self._nap
         while not sleep(min(nap, max(self._end - now, 0.001))):
             now = time.monotonic()
             for rank, job in self._board.departed().items():

@@ -10,7 +10,7 @@ is about to sleep says so, and looks once more; who comes last looks for sleeper
 both there is a full fence, so that one of the two sees the other.
 
 In a relay, cards come to a meeting without waiting for the others: each says how far it has got, and waits until one
-other has got as far as it needs. Who gets on wakes the next rank, the last rank everybody.
+other has got as far as it needs. Who gets on wakes the next rank, the last rank everybody, or one that it knows waits.
 
 The memory has no name in any file system, so nothing is left of it when the last card is gone, however it went.
 
@@ -255,13 +255,13 @@ class Board:
         """The other set of slots as one piece, for all cards together."""
         return self.begin().reshape(-1)
 
-    def tell(self, count: int) -> None:
-        """Say how far this card is; numbers only grow."""
+    def tell(self, count: int, wakes: int | None = None) -> None:
+        """Say how far this card is; numbers only grow. It wakes one card, or else the next one, the last card all."""
         posts, rank, last = self._posts, self.rank, self.world_size - 1
         posts[rank * _POST] = count
         with self._fence:
             pass
-        for waiting in range(last) if rank == last else (rank + 1,):
+        for waiting in (wakes,) if wakes is not None else range(last) if rank == last else (rank + 1,):
             if posts[waiting * _POST + _BELL] and posts[waiting * _POST + _BELL + 1] <= count:
                 posts[waiting * _POST + _BELL] = 0
                 futex.wake(self._bells + waiting * 2 * _LINE)

@@ -12,7 +12,7 @@ import pytest
 
 from superpod.collectives.communicator import Communicator
 from superpod.collectives.meeting import Task
-from superpod.collectives.relay import relay
+from superpod.collectives.relay import relay, relay_shares
 from superpod.interconnect.errors import CollectiveMismatch, DeadlineExceeded, RemoteError, SuperpodError
 from superpod.launcher.testing import run_ranks
 
@@ -142,3 +142,47 @@ def test_nobody_leaves_an_empty_relay_before_all_have_come() -> None:
                 relay(table, nothing, 0, 0)
 
     run_ranks(3, card, link="shm", timeout=20)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_shares_go_around_in_their_order_one_relay_after_the_other(n: int) -> None:
+    """Of many lengths, none and one in a thousand laps among them, by cards of which one is late."""
+
+    def card(comm: Communicator) -> int:
+        comm.barrier()
+        table, wrong, own = comm._engine._table, 0, comm.rank
+        assert table is not None
+        for turn, count in enumerate((0, 1, 0, n, 0, 70_001, 3, LONG, 300_007, 0) * 3):
+            arrays = [np.random.default_rng([turn, rank]).standard_normal(count) * 10.0**rank for rank in range(n)]
+            edges = tuple(-(-count * k // n) for k in range(n + 1))
+            first, last = edges[own], edges[own + 1]
+            expected = arrays[own][first:last].copy()
+            for k in range(1, n):
+                expected += arrays[(own - k) % n][first:last]
+            before = arrays[own].copy()
+            before[first:last] = expected
+            if own == turn % n:
+                time.sleep(0.003)
+            table.call("shares", turn, 10)
+            relay_shares(table, Task((arrays[own],), (edges,), np.add, 0), edges)
+            wrong += arrays[own].tobytes() != before.tobytes()
+            if turn % 4 == 3:
+                comm.barrier()
+        return wrong
+
+    assert run_ranks(n, card, link="shm", timeout=20) == [0] * n
+
+
+def test_of_two_operands_the_lower_ranks_is_the_first() -> None:
+    """Which only an operation that is not commutative can tell."""
+
+    def card(comm: Communicator) -> list[float]:
+        comm.barrier()
+        table, array = comm._engine._table, np.full(3, float(2 + comm.rank))
+        assert table is not None
+        table.call("shares", 0, 10)
+        relay_shares(table, Task((array,), ((0, 1, 2, 3),), np.subtract, 0), (0, 1, 2, 3))
+        return array[comm.rank : comm.rank + 1].tolist()
+
+    a, b, c = 2.0, 3.0, 4.0
+    assert run_ranks(3, card, link="shm") == [[a - c - b], [a - b - c], [a - (b - c)]]

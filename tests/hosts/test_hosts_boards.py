@@ -28,6 +28,15 @@ for length in (0, 1, 1000, 300_001):
     assert (got["rails"] == got["pairwise"]).all()
 for _ in range(20):
     comm.barrier()
+for count in (3, 300_001):  # again and again, which goes a shorter way
+    for turn in range(4):
+        data = np.arange(count * comm.world_size, dtype=np.float64) % 1000 * (comm.rank + turn)
+        summed, swapped = comm.all_reduce(data.copy()), comm.all_to_all(data.reshape(comm.world_size, count))
+        total = sum(rank + turn for rank in range(comm.world_size))
+        assert (summed == np.arange(data.size) % 1000 * total).all()
+        row = np.arange(comm.rank * count, (comm.rank + 1) * count) % 1000
+        assert (swapped == np.outer(np.arange(comm.world_size) + turn, row)).all()
+        digest.update(comm.broadcast(random.standard_normal(count), root=turn % comm.world_size).tobytes())
 half = [comm.group(range(first, comm.world_size, 2)) for first in (0, 1)][comm.rank % 2]
 data = np.arange(5.0) * comm.rank
 half.all_reduce(data)
