@@ -1,13 +1,14 @@
-"""Leaders: one card a host speaks for all of its host; the fewest messages, and the fewest between hosts.
+"""Leaders: one card a host speaks for all of its host; few messages, and few one after the other between hosts.
 
-With hosts of k cards, m of them, L = ceil(log2 m), A = L for m > 2, else m − 1:
-all_reduce  2 steps within if k > 1, 2A across (for m = 2: one, an exchange); leaders send (k − 1 + A)·S at the most;
-            the hosts together send 2(m − 1)·S
+With hosts of k cards, m of them, L = ceil(log2 m), p = 2^l the largest power of two ≤ m, F = 1 if p < m, else 0:
+all_reduce  2 steps within if k > 1, l + 2F across; leaders send (k − 1 + l + F)·S at the most; the hosts together send
+            (p·l + 2(m − p))·S
 broadcast   L steps across, 1 within if k > 1: the root sends (L + k − 1)·S     reduce  the same backwards: S a rank
 barrier     all_reduce's steps without data
-Across, leaders form a binomial tree. The first card of a host is its leader, but for the root, which is its own.
+Across, leaders form a hypercube where all need the result, else a binomial tree. The first card of a host is its
+leader, but for the root, which is its own.
 
-Source: Thakur, Rabenseifner & Gropp, IJHPCA 19 (2005), for the tree; Karonis et al., Exploiting hierarchy in parallel
+Source: Thakur, Rabenseifner & Gropp, IJHPCA 19 (2005), for hypercube and tree; Karonis et al., Exploiting hierarchy in parallel
 computer networks to optimize collective operation performance, IPDPS (2000), for leaders.
 """
 
@@ -19,7 +20,8 @@ from dataclasses import replace
 import numpy as np
 
 from superpod.collectives.algorithms import tree
-from superpod.collectives.algorithms.algorithm import Algorithm, any_other, ceil_log2
+from superpod.collectives.algorithms.algorithm import Algorithm, any_other, ceil_log2, floor_log2
+from superpod.collectives.algorithms.halving_doubling import recursive_doubling
 from superpod.collectives.algorithms.host_sizes import Hosts, even
 from superpod.collectives.schedule import Schedule, Step
 
@@ -50,13 +52,9 @@ class _Leaders:
 
 
 def all_reduce(n: int, hosts: Sequence[int] | None = None) -> Schedule:
-    """Within, to the leaders; across, in a tree of leaders or between two; within, from the leaders."""
+    """Within, to the leaders; across, by recursive doubling; within, from the leaders."""
     by = _Leaders(n, hosts)
-    if by.count == 2:
-        both = np.array([0, 1])
-        between = Schedule("all_reduce", "exchange", 2, 1, 1, lambda _: Step.of(both, both[::-1], 0, reduce=True))
-    else:
-        between = tree.all_reduce(by.count)
+    between = recursive_doubling(by.count)
     nsteps = between.nsteps + 2 * by.within
 
     def build(s: int) -> Step:
@@ -93,17 +91,13 @@ def reduce(n: int, root: int, hosts: Sequence[int] | None = None) -> Schedule:
     return Schedule("reduce", "leaders", n, 1, between.nsteps + by.within, build, root=root)
 
 
-def _across(n: int) -> int:
-    m = len(even(n))
-    return ceil_log2(m) if m > 2 else m - 1
-
-
 def _most(n: int) -> int:
-    return even(n)[0] - 1 + _across(n)
+    return even(n)[0] - 1 + ceil_log2(len(even(n)))
 
 
 def _both_ways(n: int) -> int:
-    return 2 * any_other(even(n)[0]) + (1 if len(even(n)) == 2 else 2 * _across(n))
+    m = len(even(n))
+    return 2 * any_other(even(n)[0]) + floor_log2(m) + 2 * (m > 1 << floor_log2(m))
 
 
 def _one_way(n: int) -> int:
