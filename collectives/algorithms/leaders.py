@@ -8,8 +8,8 @@ barrier     all_reduce's steps without data
 Across, leaders form a hypercube where all need the result, else a binomial tree. The first card of a host is its
 leader, but for the root, which is its own.
 
-Source: Thakur, Rabenseifner & Gropp, IJHPCA 19 (2005), for hypercube and tree; Karonis et al., Exploiting hierarchy in parallel
-computer networks to optimize collective operation performance, IPDPS (2000), for leaders.
+Source: Thakur, Rabenseifner & Gropp, IJHPCA 19 (2005), for hypercube and tree; Karonis et al., Exploiting hierarchy in
+parallel computer networks to optimize collective operation performance, IPDPS (2000), for leaders.
 """
 
 from __future__ import annotations
