@@ -46,6 +46,11 @@ class Prepared:
     fused: Fused | None  # how it runs on a board
     banks: tuple[Bounds, ...]
 
+    @property
+    def spares(self) -> bool:
+        """Whether a reduce_scatter leaves its array as it is: what messages add up needs room of its own."""
+        return self.fused is not None and not self.plan.steps
+
 
 def group_ident(name: str, ranks: Sequence[int]) -> int:
     """64 bits that all members of a group derive alike, without asking one another."""

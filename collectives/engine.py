@@ -183,7 +183,7 @@ class Engine:
         if prepared is None:
             prepared = self._prepare(key, call(), len(spaces), banks)
         plan, self.last, self._latest = prepared.plan, prepared.choice, prepared
-        spaces = room_for(plan, spaces, apart=into is not None and prepared.fused is None)
+        spaces = room_for(plan, spaces, apart=into is not None and not prepared.spares)
         if before is not None:
             before(plan, spaces)
         sequence = self.agreement.begin(prepared.where.text, prepared.call.nbytes, start, self._place)
@@ -193,7 +193,7 @@ class Engine:
             self._meet(prepared.fused, task, prepared.where.text, sequence, seconds)
         else:
             run(plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
-        if into is not None and prepared.fused is None:
+        if into is not None and not prepared.spares:
             into[...] = spaces[0][prepared.banks[0][self.rank * plan.nchunks // self.world_size] :][: into.size]
         if after is not None:
             after(plan, spaces)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from superpod.collectives.algorithms.host_sizes import Hosts, runs
 from superpod.collectives.execute import Array, Bounds
 from superpod.collectives.fused import FUSED, Fused, Meeting, Task
+from superpod.collectives.fused_hosts_blocks import add_up, hand_out, holdings
 from superpod.collectives.hosts import Layout
 from superpod.collectives.relay import relay_shares
 from superpod.collectives.schedule import Schedule
@@ -63,6 +64,43 @@ def _broadcast(schedule: Schedule, layout: Layout, rank: int) -> Way:
         _spread(meeting, replace(task, root=leader))
 
     return Way(fused, _cut(schedule, 0, schedule.nsteps - 1))
+
+
+def _reduce(schedule: Schedule, layout: Layout, rank: int) -> Way:
+    """To the leader, who is the root on its host, then across."""
+    members = layout.with_rank(rank)
+    leader = members.index(schedule.root) if schedule.root in members else 0
+    fold = FUSED["reduce", "direct"] if leader else _fold_at
+
+    def fused(meeting: Meeting, task: Task) -> None:
+        fold(meeting, replace(task, root=leader))
+        _across(task)
+
+    return Way(fused, _cut(schedule, 1, schedule.nsteps))
+
+
+def _all_gather(schedule: Schedule, layout: Layout, rank: int) -> Way:
+    """Across, then each card hands what it has got to its host."""
+    held = holdings(layout.sizes, layout.hosts[rank])
+
+    def fused(meeting: Meeting, task: Task) -> None:
+        _across(task)
+        if meeting.world_size > 1:
+            hand_out(meeting, task, held)
+
+    return Way(fused, _cut(schedule, 0, 1))
+
+
+def _reduce_scatter(schedule: Schedule, layout: Layout, rank: int) -> Way:
+    """The same backwards."""
+    held = holdings(layout.sizes, layout.hosts[rank])
+
+    def fused(meeting: Meeting, task: Task) -> None:
+        if meeting.world_size > 1:
+            add_up(meeting, task, held)
+        _across(task)
+
+    return Way(fused, _cut(schedule, 1, 2))
 
 
 def _rails(schedule: Schedule, layout: Layout, rank: int) -> Way:
@@ -160,9 +198,12 @@ def _cut(schedule: Schedule, first: int, last: int) -> Schedule:
 
 
 _WAYS: dict[tuple[str, str], Callable[[Schedule, Layout, int], Way]] = {
+    ("all_gather", "rails"): _all_gather,
     ("all_reduce", "leaders"): _leaders,
     ("all_reduce", "rails"): _rails,
     ("all_to_all", "rails"): _all_to_all,
     ("barrier", "leaders"): _leaders,
     ("broadcast", "leaders"): _broadcast,
+    ("reduce", "leaders"): _reduce,
+    ("reduce_scatter", "rails"): _reduce_scatter,
 }

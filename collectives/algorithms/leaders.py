@@ -35,7 +35,10 @@ class _Leaders:
         self.host_of_root = int(np.searchsorted(by.first, root, side="right")) - 1
         self.leaders = by.first[:-1].copy()
         self.leaders[self.host_of_root] = root
-        everyone, leader_of = np.arange(n), np.repeat(self.leaders, by.sizes)
+        leader_of = np.repeat(self.leaders, by.sizes)
+        host = slice(int(by.first[self.host_of_root]), int(by.first[self.host_of_root + 1]))
+        everyone = np.arange(n)
+        everyone[host] = np.roll(everyone[host], host.start - root)  # from the root on, as the others from their leader
         self.led, self.by = everyone[leader_of != everyone], leader_of[leader_of != everyone]
         self.within = int(len(self.led) > 0)
 

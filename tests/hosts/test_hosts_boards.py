@@ -22,6 +22,19 @@ for root in range(comm.world_size):
         data = random.standard_normal(count)
         comm.broadcast(data, root=root)
         digest.update(data.tobytes())
+for dtype in (np.float32, np.complex64, np.int16):
+    for count in (0, 1, 1000, 700_001):
+        data = (random.standard_normal(count) * 10.0 ** random.integers(0, 4, count)).astype(dtype)
+        for root in range(comm.world_size):
+            given = data.copy()
+            total = comm.reduce(given, root=root, op="product", algorithm="leaders")
+            digest.update(b"" if total is None else total.tobytes())
+            assert comm.rank == root or given.tobytes() == data.tobytes()
+        digest.update(comm.all_gather(data, algorithm="rails").tobytes())
+        blocks = np.concatenate([data + rank for rank in range(comm.world_size)])
+        before = blocks.tobytes()
+        digest.update(comm.reduce_scatter(blocks, op="product", algorithm="rails").tobytes())
+        assert blocks.tobytes() == before
 for length in (0, 1, 1000, 300_001):
     data = random.standard_normal((comm.world_size, length))
     got = {name: comm.all_to_all(data, algorithm=name) for name in ("rails", "pairwise")}
@@ -55,6 +68,6 @@ def test_the_same_bits_on_boards_and_in_messages(cluster, where):
     for link in ("zmq", "shm"):
         job = cluster("--hosts", where, "-x", f"SUPERPOD_LINK={link}", script)
         assert job.code == 0, job.err
-        said[link] = {tuple(line.split()[1:]) for line in job.lines}
-    ((kind, bits),) = said["zmq"]
-    assert (kind, said["shm"]) == ("messages", {("board", bits)})
+        said[link] = sorted(line.split() for line in job.lines)
+    assert {way for _, way, _ in said["zmq"]} == {"messages"}
+    assert said["shm"] == [[card, "board", bits] for card, _, bits in said["zmq"]]
