@@ -187,12 +187,18 @@ class Communicator(CommunicatorBase):
         """
         opts, operation_ = Options.of("reduce_scatter", algorithm, timeout), operation(op, checked(array).dtype)
         target, text = block_of(array, self.world_size, out), label(array)
+        taking, key = able_to_take(target, array, operation_), None
+        if taking and not async_op and opts is NO_OPTIONS:
+            express = self._expresses.get(key := ("reduce_scatter", op, array.dtype, array.size))
+            if express is not None and express.run(flat_view(array), into=target.reshape(-1)):
+                return target
 
         def action() -> Array:
             blocks = [array.size // self.world_size] * self.world_size
-            if able_to_take(target, array, operation_):
+            if taking:
                 own = target.reshape(-1)
                 flat.reduce_scatter(self._engine, flat_view(array), blocks, operation_, text, opts, own)
+                self._keep(key, operation_)
             else:
                 data = copy_flat(array, operation_.wide)
                 store(target, flat.reduce_scatter(self._engine, data, blocks, operation_, text, opts))

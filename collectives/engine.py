@@ -254,6 +254,8 @@ class Engine:
         prepared = self._latest
         if prepared is None or prepared.fused is None or self._table is None or self._clock is not None:
             return
+        if prepared.call.collective == "reduce_scatter" and not prepared.spares:
+            return
         if op is None or op.factor is None:
             if len(self.expresses) >= _PREPARED:
                 self.expresses.clear()

@@ -76,7 +76,7 @@ class Express:
         """Whether a call may be given the address of its array instead of the array."""
         return self._kind is not None
 
-    def run(self, *spaces: Any) -> bool:
+    def run(self, *spaces: Any, into: Array | None = None) -> bool:
         """Carry the call out on the arrays that Engine.run would be given, or on the address of the only one.
 
         Returns False, and has done nothing, if something is in the way, such as calls that were issued before.
@@ -93,7 +93,7 @@ class Express:
                 if self._kind is not None:
                     self._table.add_up(self._text, sequence, engine.timeout, self._kind, spaces[0], self._nbytes)
                 else:
-                    self._meet(spaces, sequence)
+                    self._meet(spaces, sequence, into)
             except BaseException as error:
                 agreement.fail()
                 engine.fail(error, self._prepared.call.collective)
@@ -109,7 +109,7 @@ class Express:
             row[2] += ended - start
         return True
 
-    def _meet(self, spaces: Sequence[Array], sequence: int) -> None:
+    def _meet(self, spaces: Sequence[Array], sequence: int, into: Array | None) -> None:
         prepared, op, seconds = self._prepared, self._op, self._engine.timeout
         assert prepared.fused is not None
         self._table.call(self._text, sequence, seconds)
@@ -117,6 +117,6 @@ class Express:
         spaces = room_for(plan, spaces, apart=False)
         with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
             across = partial(run, plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
-            prepared.fused(self._table, Task(spaces, prepared.banks, reduce, prepared.call.root, across))
-        if op is not None and prepared.call.collective == "all_reduce":
-            op.finish(spaces[0], self._engine.world_size)
+            prepared.fused(self._table, Task(spaces, prepared.banks, reduce, prepared.call.root, across, into))
+        if op is not None and prepared.call.collective in ("all_reduce", "reduce_scatter"):
+            op.finish(spaces[0] if into is None else into, self._engine.world_size)

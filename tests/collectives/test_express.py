@@ -98,6 +98,31 @@ def test_other_collectives_do_again_what_they_did_first(n: int, code: str, what:
 
 
 @pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_reduce_scatter_does_again_what_it_did_first(n: int, code: str) -> None:
+    """Into a new array or a given one; the array that is reduced stays as it is."""
+
+    def card(comm: Communicator) -> int:
+        taken = 0
+        for op, dtype in OPERATIONS:
+            for count in (0, 1, 700, 30_000):
+                for turn in range(3):
+                    own = numbers(comm.rank, turn, n * count, dtype)
+                    by = comm._engine.algorithm_for("reduce_scatter", max(own.nbytes, 4 * own.size))
+                    before, long = own.tobytes(), comm.reduce_scatter(own, op, algorithm=by)
+                    out = np.empty(count, own.dtype)
+                    for short in (comm.reduce_scatter(own, op), comm.reduce_scatter(own, op, out=out)):
+                        assert short.tobytes() == long.tobytes(), (op, dtype, count, turn)
+                    assert short is out
+                    assert own.tobytes() == before
+                taken += ("reduce_scatter", op, own.dtype, own.size) in comm._engine.expresses
+        return taken
+
+    natively = [(op, dtype) for op, dtype in OPERATIONS if dtype != "f2"]  # which is added up in float32
+    assert on(n, card, code) == [4 * len(natively)] * n
+
+
+@pytest.mark.parametrize("code", CODES)
 def test_a_barrier_holds_back_every_time(code: str) -> None:
     def card(comm: Communicator) -> None:
         for turn in range(6):
