@@ -17,6 +17,7 @@ import numpy as np
 
 from superpod.collectives.agreement import Agreement
 from superpod.collectives.call import Prepared
+from superpod.collectives.compiled import move_for
 from superpod.collectives.execute import Array, room_for, run
 from superpod.collectives.fused import Task
 from superpod.collectives.operations import Operation
@@ -25,7 +26,6 @@ from superpod.collectives.select import Choice
 from superpod.collectives.statistics import Ledger
 from superpod.collectives.table import Table
 from superpod.collectives.work import Worker
-from superpod.interconnect.board import KINDS
 
 
 class Host(Protocol):
@@ -51,7 +51,7 @@ class Express:
         "_caller",
         "_choice",
         "_engine",
-        "_kind",
+        "_move",
         "_nbytes",
         "_op",
         "_prepared",
@@ -66,15 +66,13 @@ class Express:
         self._prepared, self._choice, self._op = prepared, prepared.choice, op
         self._text, self._nbytes = prepared.where.text, prepared.call.nbytes
         self._caller = Caller()
-        self._kind: int | None = None
-        if op is not None and op.name == "sum" and prepared.choice.algorithm == "one_shot" and table.native:
-            self._kind = KINDS.get(op.wide.name) if op.wide.isnative and self._nbytes <= table.slot else None
+        self._move = move_for(prepared, table, op)
         self._row = engine.ledger.setdefault((prepared.call.collective, prepared.choice.algorithm), [0, 0, 0.0])
 
     @property
     def by_address(self) -> bool:
         """Whether a call may be given the address of its array instead of the array."""
-        return self._kind is not None
+        return self._move is not None and self._prepared.call.collective == "all_reduce"
 
     def run(self, *spaces: Any, into: Array | None = None) -> bool:
         """Carry the call out on the arrays that Engine.run would be given, or on the address of the only one.
@@ -90,8 +88,8 @@ class Express:
             start = time.perf_counter()
             try:
                 sequence = agreement.begin(self._text, self._nbytes, start, place)
-                if self._kind is not None:
-                    self._table.add_up(self._text, sequence, engine.timeout, self._kind, spaces[0], self._nbytes)
+                if self._move is not None:
+                    self._table.exchange(self._text, sequence, engine.timeout, self._move(spaces, into))
                 else:
                     self._meet(spaces, sequence, into)
             except BaseException as error:

@@ -294,7 +294,7 @@ def _all_to_all(meeting: Meeting, task: Task) -> None:
         meeting.meet()
         return
     longest = _longest(blocks)  # of equal blocks; others the ranks would not agree on
-    step = max(1, min(meeting.slot // n, max(_EXCHANGED[0], _EXCHANGED[1] // n)))
+    step = _exchanged(meeting.slot, n)
     for start in range(0, longest, step):
         slots = _rows(meeting, np.dtype(np.uint8), n, min(step, longest - start))
         _put(slots[own], array, blocks, start)
@@ -320,6 +320,34 @@ def _barrier(meeting: Meeting, task: Task) -> None:
 
 def _longest(bounds: Bounds) -> int:
     return max(last - first for first, last in pairwise(bounds))
+
+
+def takes_one_meeting(collective: str, algorithm: str, n: int, slot: int, block: int) -> bool:
+    """Whether a collective with blocks of one length is a single meeting, and what it is depends on its slots alone.
+
+    Args:
+        n: its cards; slot: the room of one [B].
+        block: a rank's, where blocks are exchanged, or else the array [B].
+    """
+    match collective, algorithm:
+        case "barrier", _:
+            return True
+        case "all_reduce", "one_shot":
+            return block <= slot
+        case "broadcast", "direct":
+            return 0 < block <= slot
+        case "reduce_scatter", "direct_ordered":
+            return 0 < n * block <= min(slot, _MEETING * n)
+        case (("all_gather" | "all_to_all"), "direct"):
+            least, most = _READ[collective]
+            room = slot if collective == "all_gather" else _exchanged(slot, n)
+            return 0 < block <= room and not (block >= least and n <= most)
+    return False
+
+
+def _exchanged(slot: int, n: int) -> int:
+    """Bytes for one card of a piece of an all_to_all."""
+    return max(1, min(slot // n, max(_EXCHANGED[0], _EXCHANGED[1] // n)))
 
 
 def fused(collective: str, algorithm: str, *, equal_blocks: bool) -> Fused | None:

@@ -11,13 +11,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from math import inf
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from superpod.collectives.execute import COLLECTIVE_TAG, Array
 from superpod.collectives.window import Window, can_read_all, share
-from superpod.interconnect.board import Board
+from superpod.interconnect.board import Board, Exchange
 from superpod.interconnect.errors import CollectiveMismatch, PeerLost
 from superpod.interconnect.group import Group, at, mismatch
 from superpod.interconnect.mesh import PROBE_AFTER, Mesh
@@ -119,18 +119,18 @@ class Table:
 
     @property
     def native(self) -> bool:
-        """Whether `add_up` can be called."""
+        """Whether `exchange` can be called."""
         return self._board.native
 
-    def add_up(self, text: str, sequence: int, seconds: float, kind: int, data: Any, nbytes: int) -> None:
-        """`call` and the whole of a one-shot all_reduce by sums, see Board.add_up. Raises what Mesh.wait raises."""
+    def exchange(self, text: str, sequence: int, seconds: float, what: Exchange) -> None:
+        """`call` and the whole of a collective in one meeting, see Board.exchange. Raises what Mesh.wait raises."""
         self._text, self._sequence, self._limit = text, sequence, seconds
         tag = _crc(text) + sequence * _ODD & 0xFFFFFFFF
-        wanted = self._board.add_up(tag, text, kind, data, nbytes, *self._patience)
+        wanted = self._board.exchange(tag, text, what, *self._patience)
         if wanted is not None:
             self._end = time.monotonic() + seconds - self._patience[1]
             self._wait(partial(self._board.sleep, wanted), [])
-            self._board.take(kind, data, nbytes)
+            self._board.take(what)
 
     def meet(self) -> None:
         """Raises what Mesh.wait raises."""

@@ -113,15 +113,16 @@ FOLD(fold_d, double)
 FOLD(fold_i, uint32_t) /* wraps around, as int32 does in numpy */
 FOLD(fold_l, uint64_t)
 
-static int fold(const Seat *seat, int set, int kind, uint8_t *into, Py_ssize_t nbytes) {
-    const uint8_t *slots = seat->slots[set];
+/* Add up what lies at `offset` in all slots. */
+static int fold(const Seat *seat, int set, int kind, uint8_t *into, Py_ssize_t offset, Py_ssize_t nbytes) {
+    const uint8_t *slots = seat->slots[set] + offset;
     switch (kind) {
     case 'f': fold_f(slots, seat->slot, seat->world_size, into, nbytes); return 0;
     case 'd': fold_d(slots, seat->slot, seat->world_size, into, nbytes); return 0;
     case 'i': fold_i(slots, seat->slot, seat->world_size, into, nbytes); return 0;
     case 'l': fold_l(slots, seat->slot, seat->world_size, into, nbytes); return 0;
     }
-    PyErr_Format(PyExc_ValueError, "kind %d must be one of f, d, i, l", kind);
+    PyErr_Format(PyExc_ValueError, "kind %d must be 0 or one of f, d, i, l", kind);
     return -1;
 }
 
@@ -166,58 +167,91 @@ static PyObject *seat_watch(PyObject *self, PyObject *const *args, Py_ssize_t na
     return PyBool_FromLong(here);
 }
 
-/* The array that a call is given as its address, or as an object with a writable, contiguous buffer. */
-static uint8_t *array_at(PyObject *given, Py_ssize_t nbytes) {
-    if (PyLong_Check(given)) return PyLong_AsVoidPtr(given);
-    Py_buffer buffer;
-    if (PyObject_GetBuffer(given, &buffer, PyBUF_WRITABLE)) return NULL;
-    uint8_t *address = buffer.buf;
-    Py_ssize_t there = buffer.len;
-    PyBuffer_Release(&buffer); /* the caller keeps it alive */
-    if (there == nbytes) return address;
-    PyErr_Format(PyExc_ValueError, "the array has %zd bytes, not %zd", there, nbytes);
-    return NULL;
+/* What a card takes from the slots when all have come: the sum of them, or what lies in the slot of `root`, or, with
+ * root = -1, in all slots, one after the other; of each `nbytes` from `offset` on. */
+typedef struct {
+    int set, kind, root;
+    uint8_t *into; /* or NULL: nothing */
+    Py_ssize_t offset, nbytes;
+} Taking;
+
+static int take(const Seat *seat, const Taking *what) {
+    if (what->into == NULL) return 0;
+    if (what->kind) return fold(seat, what->set, what->kind, what->into, what->offset, what->nbytes);
+    const uint8_t *slots = seat->slots[what->set] + what->offset;
+    if (what->root >= 0)
+        memcpy(what->into, slots + what->root * seat->slot, what->nbytes);
+    else
+        for (Py_ssize_t r = 0; r < seat->world_size; r++)
+            memcpy(what->into + r * what->nbytes, slots + r * seat->slot, what->nbytes);
+    return 0;
 }
 
-/* all_reduce(set, half, stamp, patience, seconds, kind, data, nbytes) -> bool: the array's bytes into this card's slot, come,
- * watch, add up all slots into the array. False: not all have come in time, nothing is added up. */
-static PyObject *seat_all_reduce(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+/* The array that a call is given as its address, or as an object with a contiguous buffer, or NULL for None. */
+static int array_at(PyObject *given, Py_ssize_t nbytes, int flags, uint8_t **address) {
+    *address = NULL;
+    if (given == Py_None) return 0;
+    if (PyLong_Check(given)) {
+        *address = PyLong_AsVoidPtr(given);
+        return PyErr_Occurred() ? -1 : 0;
+    }
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(given, &buffer, flags)) return -1;
+    *address = buffer.buf;
+    Py_ssize_t there = buffer.len;
+    PyBuffer_Release(&buffer); /* the caller keeps it alive */
+    if (there == nbytes) return 0;
+    PyErr_Format(PyExc_ValueError, "the array has %zd bytes, not %zd", there, nbytes);
+    return -1;
+}
+
+static int size_of(PyObject *value, Py_ssize_t most, Py_ssize_t *result) {
+    *result = PyLong_AsSsize_t(value);
+    if (*result == -1 && PyErr_Occurred()) return -1;
+    if (*result >= 0 && *result <= most) return 0;
+    PyErr_Format(PyExc_ValueError, "%zd bytes must be 0 to %zd, what a slot holds", *result, most);
+    return -1;
+}
+
+/* The last arguments of a call: kind, into, offset, nbytes, root. */
+static int taking(const Seat *seat, PyObject *const *args, Taking *what) {
+    if (whole(args[0], 0, 127, &what->kind) || whole(args[4], -1, (int)seat->world_size - 1, &what->root)) return -1;
+    if (size_of(args[2], seat->slot, &what->offset) || size_of(args[3], seat->slot - what->offset, &what->nbytes)) return -1;
+    Py_ssize_t all = what->kind || what->root >= 0 ? what->nbytes : what->nbytes * seat->world_size;
+    return array_at(args[1], all, PyBUF_WRITABLE, &what->into);
+}
+
+/* meet(set, half, stamp, patience, seconds, give, given, kind, into, offset, nbytes, root) -> bool: the first `given` bytes of
+ * this card's slot are those of `give`; come, watch, take. False: not all have come in time, nothing is taken. */
+static PyObject *seat_meet(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     Seat *seat = (Seat *)self;
-    int set, half, kind, here;
-    if (expect("all_reduce", nargs, 8) || whole(args[0], 0, 1, &set) || whole(args[1], 0, 1, &half)) return NULL;
-    if (whole(args[5], 0, 127, &kind)) return NULL;
+    Taking what;
+    Py_ssize_t given;
+    uint8_t *give;
+    int half, here;
+    if (expect("meet", nargs, 12) || whole(args[0], 0, 1, &what.set) || whole(args[1], 0, 1, &half)) return NULL;
     uint64_t stamp = PyLong_AsUnsignedLongLong(args[2]);
     if (PyErr_Occurred()) return NULL;
     double patience = PyFloat_AsDouble(args[3]), seconds = PyFloat_AsDouble(args[4]);
     if (PyErr_Occurred()) return NULL;
-    Py_ssize_t nbytes = PyLong_AsSsize_t(args[7]);
-    if (PyErr_Occurred()) return NULL;
-    uint8_t *data = array_at(args[6], nbytes);
-    if (PyErr_Occurred()) return NULL;
-    if (nbytes < 0 || nbytes > seat->slot) {
-        PyErr_Format(PyExc_ValueError, "%zd bytes must be 0 to %zd, what a slot holds", nbytes, seat->slot);
-        return NULL;
-    }
-    memcpy(seat->slots[set] + seat->rank * seat->slot, data, nbytes);
+    if (size_of(args[6], seat->slot, &given) || array_at(args[5], given, PyBUF_SIMPLE, &give)) return NULL;
+    if (taking(seat, args + 7, &what)) return NULL;
+    if (give != NULL) memcpy(seat->slots[what.set] + seat->rank * seat->slot, give, given);
     here = stamp_and_look(seat, half, stamp);
     if (!here) {
         Py_BEGIN_ALLOW_THREADS
         here = watch(seat, half, stamp, patience, seconds);
         Py_END_ALLOW_THREADS
     }
-    if (here && fold(seat, set, kind, data, nbytes)) return NULL;
+    if (here && take(seat, &what)) return NULL;
     return PyBool_FromLong(here);
 }
 
-/* fold(set, kind, data, nbytes): add up all slots into the array. */
-static PyObject *seat_fold(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
-    int set, kind;
-    if (expect("fold", nargs, 4) || whole(args[0], 0, 1, &set) || whole(args[1], 0, 127, &kind)) return NULL;
-    Py_ssize_t nbytes = PyLong_AsSsize_t(args[3]);
-    if (PyErr_Occurred()) return NULL;
-    uint8_t *data = array_at(args[2], nbytes);
-    if (PyErr_Occurred()) return NULL;
-    if (fold((Seat *)self, set, kind, data, nbytes)) return NULL;
+/* take(set, kind, into, offset, nbytes, root): what `meet` has not taken, now that all have come. */
+static PyObject *seat_take(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+    Taking what;
+    if (expect("take", nargs, 6) || whole(args[0], 0, 1, &what.set) || taking((Seat *)self, args + 1, &what)) return NULL;
+    if (take((Seat *)self, &what)) return NULL;
     Py_RETURN_NONE;
 }
 
@@ -261,8 +295,8 @@ static void seat_dealloc(PyObject *self) {
 static PyMethodDef methods[] = {
     {"come", (PyCFunction)(void (*)(void))seat_come, METH_FASTCALL, NULL},
     {"watch", (PyCFunction)(void (*)(void))seat_watch, METH_FASTCALL, NULL},
-    {"all_reduce", (PyCFunction)(void (*)(void))seat_all_reduce, METH_FASTCALL, NULL},
-    {"fold", (PyCFunction)(void (*)(void))seat_fold, METH_FASTCALL, NULL},
+    {"meet", (PyCFunction)(void (*)(void))seat_meet, METH_FASTCALL, NULL},
+    {"take", (PyCFunction)(void (*)(void))seat_take, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot slots[] = {

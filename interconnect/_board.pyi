@@ -18,7 +18,20 @@ class Seat:
     ) -> None: ...
     def come(self, half: int, stamp: int, /) -> bool: ...
     def watch(self, half: int, stamp: int, patience: float, seconds: float, /) -> bool: ...
-    def all_reduce(
-        self, slots: int, half: int, stamp: int, patience: float, seconds: float, kind: int, data: Any, nbytes: int, /
+    def meet(
+        self,
+        slots: int,
+        half: int,
+        stamp: int,
+        patience: float,
+        seconds: float,
+        give: Any,
+        given: int,
+        kind: int,
+        into: Any,
+        offset: int,
+        nbytes: int,
+        root: int,
+        /,
     ) -> bool: ...
-    def fold(self, slots: int, kind: int, data: Any, nbytes: int, /) -> None: ...
+    def take(self, slots: int, kind: int, into: Any, offset: int, nbytes: int, root: int, /) -> None: ...

@@ -26,7 +26,7 @@ import re
 import secrets
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,27 @@ _SPINS = 500  # looks at the stamps before giving way, some 10 µs, if every car
 KINDS = {"float32": ord("f"), "float64": ord("d")} | {
     f"{sign}int{bits}": ord(kind) for sign in ("", "u") for bits, kind in ((32, "i"), (64, "l"))
 }
-"""What `add_up` adds up: numpy's names of dtypes → what the compiled code calls them."""
+"""What compiled code adds up: numpy's names of dtypes → what it calls them."""
+
+
+class Exchange(NamedTuple):
+    """What a card gives at a meeting, and takes when all have come.
+
+    Attributes:
+        give, given: a contiguous array or its address, for the beginning of the slot, and its bytes; None: nothing.
+        kind: one of KINDS: the sum of all slots is taken, from rank 0's to the last, as numpy adds them up; 0: copies.
+        into: a contiguous array or its address, where that goes; None: nothing is taken.
+        offset, nbytes: what of a slot is taken [B].
+        root: whose slot is copied; -1: all slots, one after the other.
+    """
+
+    give: Any
+    given: int
+    kind: int
+    into: Any
+    offset: int
+    nbytes: int
+    root: int = -1
 
 
 def possible() -> bool:
@@ -186,20 +206,14 @@ class Board:
 
     @property
     def native(self) -> bool:
-        """Whether there is compiled code, so that `add_up` can be called."""
+        """Whether there is compiled code, so that `exchange` can be called."""
         return self._seat is not None
 
-    def add_up(
-        self, tag: int, text: str, kind: int, data: Any, nbytes: int, patience: float, seconds: float
-    ) -> bytes | None:
-        """A whole all_reduce in one meeting: `data` into the slot, come, watch, the sum of all slots into `data`.
-
-        Slots are added up from rank 0's to the last, as numpy does it.
+    def exchange(self, tag: int, text: str, what: Exchange, patience: float, seconds: float) -> bytes | None:
+        """A whole meeting: give, come, watch, take.
 
         Args:
             tag, text: as for `come`.
-            kind: one of KINDS.
-            data: a contiguous array, or an address; of `nbytes`, at most a slot's.
             patience, seconds: as for `watch`.
         Returns:
             None when it is done; what to wait for when not all have come, and then comes `take`.
@@ -207,13 +221,12 @@ class Board:
         assert self._seat is not None
         self._set ^= 1
         half, stamp, wanted = self._next_stamp(tag, text)
-        done = self._seat.all_reduce(self._set, half, stamp, patience, seconds, kind, data, nbytes)
-        return None if done else wanted
+        return None if self._seat.meet(self._set, half, stamp, patience, seconds, *what) else wanted
 
-    def take(self, kind: int, data: Any, nbytes: int) -> None:
-        """All have come: the sum of all slots into `data`."""
+    def take(self, what: Exchange) -> None:
+        """All have come to the meeting of an `exchange`."""
         assert self._seat is not None
-        self._seat.fold(self._set, kind, data, nbytes)
+        self._seat.take(self._set, what.kind, what.into, what.offset, what.nbytes, what.root)
 
     def withdraw(self) -> None:
         """This card has given up: whoever comes after it waits in vain, and is not told that all have come."""

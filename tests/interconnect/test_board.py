@@ -17,7 +17,7 @@ import pytest
 from cards import exit_code, forked
 
 from superpod.interconnect import futex
-from superpod.interconnect.board import KINDS, TEXT, Board, Seat, nbytes, possible
+from superpod.interconnect.board import KINDS, TEXT, Board, Exchange, Seat, nbytes, possible
 
 pytestmark = pytest.mark.skipif(not possible(), reason="boards need x86-64, futex and memfd_create")
 
@@ -112,11 +112,14 @@ def test_compiled_code_adds_up_with_the_bits_of_numpy(n: int, dtype: str) -> Non
                 expected = sum_of(arrays)
             own = arrays[board.rank]
             data = own if count % 2 else own.ctypes.data  # the array, or its address
-            wanted = board.add_up(7, "a sum", KINDS[dtype], data, own.nbytes, 0.001, LONG)
-            assert wanted is None
+            assert board.exchange(7, "a sum", sum_into(data, own.nbytes, dtype), 0.001, LONG) is None
             assert own.tobytes() == expected.tobytes()
 
     with_others(n, body, "compiled")
+
+
+def sum_into(data: Any, nbytes: int, dtype: str = "float32") -> Exchange:
+    return Exchange(data, nbytes, KINDS[dtype], data, 0, nbytes)
 
 
 def sum_of(arrays: list[Any]) -> Any:
@@ -130,30 +133,56 @@ def test_a_sum_for_which_not_all_come_in_time_is_taken_later() -> None:
     one = Board.create(0, 2, SLOT, native=native("compiled", 0))
     other = Board.open(one.address, 1, 2, SLOT)
     mine, theirs = np.array([1.5, 2.0], np.float32), np.array([3.0, 4.0], np.float32)
-    wanted = one.add_up(7, "a sum", KINDS["float32"], mine, mine.nbytes, 0.001, 0.001)
+    wanted = one.exchange(7, "a sum", sum_into(mine, 8), 0.001, 0.001)
     assert wanted is not None
     assert mine.tolist() == [1.5, 2.0]
-    assert other.add_up(7, "a sum", KINDS["float32"], theirs, theirs.nbytes, 0.001, 0.001) is None
+    assert other.exchange(7, "a sum", sum_into(theirs, 8), 0.001, 0.001) is None
     assert one.met(wanted)
-    one.take(KINDS["float32"], mine, mine.nbytes)
+    one.take(sum_into(mine, 8))
     assert mine.tolist() == theirs.tolist() == [4.5, 6.0]
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_compiled_code_copies_what_is_wanted(n: int) -> None:
+    """A part of one card's slot or of all, or nothing; what is given may be read-only."""
+
+    def body(board: Board) -> None:
+        own = bytes(range(10 * board.rank, 10 * board.rank + 8))
+        everything, one, two = bytearray(3 * n), np.zeros(4, np.uint8), np.zeros(2, np.float32)
+        exchange = [
+            Exchange(own, 8, 0, everything, 2, 3),
+            Exchange(own if board.rank == n - 1 else None, 8, 0, one, 4, 4, n - 1),
+            Exchange(np.array([0, 0, board.rank, 1], np.float32), 16, KINDS["float32"], two, 8, 8),
+            Exchange(None, 0, 0, None, 0, 0),
+        ]
+        for what in exchange * 2:
+            assert board.exchange(7, "an exchange", what, 0.001, LONG) is None
+        assert list(everything) == [10 * rank + k for rank in range(n) for k in (2, 3, 4)]
+        assert one.tolist() == [10 * (n - 1) + k for k in (4, 5, 6, 7)]
+        assert two.tolist() == [n * (n - 1) / 2, n]
+
+    with_others(n, body, "compiled")
+
+
 @pytest.mark.parametrize(
-    ("data", "nbytes", "error", "words"),
+    ("what", "error", "words"),
     [
-        (np.zeros(SLOT + 1, np.uint8), SLOT + 1, ValueError, f"{SLOT + 1} bytes must be 0 to {SLOT}"),
-        (np.zeros(4, np.float32), 12, ValueError, "the array has 16 bytes, not 12"),
-        (bytes(8), 8, BufferError, "not writable"),
-        (np.zeros((4, 4), np.float32)[:, 1], 16, ValueError, "not C-contiguous"),
+        (sum_into(np.zeros(SLOT + 1, np.uint8), SLOT + 1), ValueError, f"{SLOT + 1} bytes must be 0 to {SLOT}"),
+        (sum_into(np.zeros(4, np.float32), 12), ValueError, "the array has 16 bytes, not 12"),
+        (sum_into(bytes(8), 8), BufferError, "not writable"),
+        (sum_into(np.zeros((4, 4), np.float32)[:, 1], 16), ValueError, "not C-contiguous"),
+        (Exchange(None, 0, 0, bytearray(8), SLOT - 4, 8, 0), ValueError, "8 bytes must be 0 to 4"),
+        (Exchange(None, 0, 0, bytearray(8), -1, 8, 0), ValueError, "-1 bytes must be 0 to"),
+        (Exchange(None, 0, 0, bytearray(8), 0, 8), ValueError, "the array has 8 bytes, not 16"),
+        (Exchange(None, 0, 0, bytearray(8), 0, 8, 2), ValueError, "2 must be -1 to 1"),
     ],
 )
-def test_what_cannot_be_added_up_is_refused_before_anybody_hears_of_it(
-    data: Any, nbytes: int, error: type[Exception], words: str
+def test_what_cannot_be_exchanged_is_refused_before_anybody_hears_of_it(
+    what: Exchange, error: type[Exception], words: str
 ) -> None:
     board = Board.create(0, 2, SLOT, native=native("compiled", 0))
     with pytest.raises(error, match=words):
-        board.add_up(7, "a sum", KINDS["float32"], data, nbytes, 0.0, 0.0)
+        board.exchange(7, "an exchange", what, 0.0, 0.0)
     assert board.absent() == [0, 1]
 
 

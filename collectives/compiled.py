@@ -1,0 +1,59 @@
+"""What compiled code does of the reader on a board: a whole call, if it takes one meeting and no more.
+
+It gives and takes what the function in fused.py would, and comes to the same meeting with the same stamp, so cards with
+compiled code and cards without meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from superpod.collectives.call import Prepared
+from superpod.collectives.execute import Array
+from superpod.collectives.fused import FUSED, takes_one_meeting
+from superpod.collectives.operations import Operation
+from superpod.interconnect.board import KINDS, Exchange
+
+Move = Callable[[Sequence[Any], Array | None], Exchange]
+"""The arrays of a call, or the address of the only one, and where its block goes → what this card does."""
+
+
+class Seat(Protocol):
+    """What of a table is needed here."""
+
+    rank: int
+    world_size: int
+    slot: int
+
+    @property
+    def native(self) -> bool: ...
+
+
+def move_for(prepared: Prepared, seat: Seat, op: Operation | None) -> Move | None:
+    """How a card carries a call out in one step; None if it has to go through fused.py. `op`: if it reduces."""
+    call, algorithm = prepared.call, prepared.choice.algorithm
+    if not seat.native or not call.equal_blocks or prepared.fused is not FUSED.get((call.collective, algorithm)):
+        return None
+    n, rank, nbytes = seat.world_size, seat.rank, call.nbytes
+    block = nbytes // n if call.collective in ("all_gather", "all_to_all", "reduce_scatter") else nbytes
+    if not takes_one_meeting(call.collective, algorithm, n, seat.slot, block):
+        return None
+    kind = 0 if op is None or op.name != "sum" or not op.wide.isnative else KINDS.get(op.wide.name, 0)
+    own, root = rank * block, call.root
+    match call.collective:
+        case "barrier":
+            return lambda spaces, into: Exchange(None, 0, 0, None, 0, 0)
+        case "broadcast" if rank == root:
+            return lambda spaces, into: Exchange(spaces[0], block, 0, None, 0, 0)
+        case "broadcast":
+            return lambda spaces, into: Exchange(None, 0, 0, spaces[0], 0, block, root)
+        case "all_gather":
+            return lambda spaces, into: Exchange(spaces[0][own : own + block], block, 0, spaces[0], 0, block)
+        case "all_to_all":
+            return lambda spaces, into: Exchange(spaces[0], nbytes, 0, spaces[1], own, block)
+        case "all_reduce" if kind:
+            return lambda spaces, into: Exchange(spaces[0], nbytes, kind, spaces[0], 0, nbytes)
+        case "reduce_scatter" if kind:
+            return lambda spaces, into: Exchange(spaces[0], nbytes, kind, into, own, block)
+    return None
