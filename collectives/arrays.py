@@ -48,9 +48,9 @@ def flat_view(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1)
 
 
-def able_to_take(target: Array, array: Array, op: Operation) -> bool:
+def lies_apart(target: Array, array: Array) -> bool:
     """Whether what is made of `array` can be put into `target` at once, while `array` is still read."""
-    return target.flags.c_contiguous and op.wide == array.dtype and not np.may_share_memory(target, array)
+    return target.flags.c_contiguous and not np.may_share_memory(target, array)
 
 
 def label(array: Array) -> str:

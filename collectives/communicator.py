@@ -18,7 +18,6 @@ from superpod.collectives import flat
 from superpod.collectives.arrays import (
     Array,
     Flat,
-    able_to_take,
     block_of,
     block_shape,
     blocks_like,
@@ -27,6 +26,7 @@ from superpod.collectives.arrays import (
     dtype_name,
     flat_view,
     label,
+    lies_apart,
     lies_flat,
     shaped,
     store,
@@ -185,13 +185,14 @@ class Communicator(CommunicatorBase):
         If the first of several axes has length n, the result has shape array.shape[1:]; otherwise its first axis is
         1/n as long.
         """
-        opts, operation_ = Options.of("reduce_scatter", algorithm, timeout), operation(op, checked(array).dtype)
-        target, text = block_of(array, self.world_size, out), label(array)
-        taking, key = able_to_take(target, array, operation_), None
-        if taking and not async_op and opts is NO_OPTIONS:
+        opts, target = Options.of("reduce_scatter", algorithm, timeout), block_of(checked(array), self.world_size, out)
+        key = None
+        if not async_op and opts is NO_OPTIONS and lies_flat(array) and (out is None or lies_apart(out, array)):
             express = self._expresses.get(key := ("reduce_scatter", op, array.dtype, array.size))
-            if express is not None and express.run(flat_view(array), into=target.reshape(-1)):
+            if express is not None and express.run(array.reshape(-1), into=target.reshape(-1)):
                 return target
+        operation_, text = operation(op, array.dtype), label(array)
+        taking = lies_apart(target, array) and operation_.wide == array.dtype
 
         def action() -> Array:
             blocks = [array.size // self.world_size] * self.world_size

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from superpod.collectives import flat
-from superpod.collectives.arrays import able_to_take
+from superpod.collectives.arrays import lies_apart
 from superpod.collectives.engine import Engine
 from superpod.collectives.flat import Options
 from superpod.collectives.operations import Operation
@@ -129,7 +129,8 @@ class CollectiveGroup(GroupBase):
 
         def action() -> None:
             given, home = own_numbers(whole := join()), own_numbers(output)
-            if given is not None and home is not None and reduce.factor is None and able_to_take(home, given, reduce):
+            plain = reduce.factor is None and home is not None and reduce.wide == home.dtype
+            if plain and given is not None and home is not None and lies_apart(home, given):
                 flat.reduce_scatter(self._engine, given, counts, reduce, text, limit, home)
                 return
             data = Reducible(whole, copy=True).data
