@@ -7,37 +7,27 @@ compiled code and cards without meet.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from superpod.collectives.call import Prepared
 from superpod.collectives.execute import Array
 from superpod.collectives.fused import FUSED, takes_one_meeting
 from superpod.collectives.operations import Operation
+from superpod.collectives.table import Table
 from superpod.interconnect.board import KINDS, Exchange
 
 Move = Callable[[Sequence[Any], Array | None], Exchange]
 """The arrays of a call, or the address of the only one, and where its block goes → what this card does."""
 
 
-class Seat(Protocol):
-    """What of a table is needed here."""
-
-    rank: int
-    world_size: int
-    slot: int
-
-    @property
-    def native(self) -> bool: ...
-
-
-def move_for(prepared: Prepared, seat: Seat, op: Operation | None) -> Move | None:
+def move_for(prepared: Prepared, table: Table, op: Operation | None) -> Move | None:
     """How a card carries a call out in one step; None if it has to go through fused.py. `op`: if it reduces."""
     call, algorithm = prepared.call, prepared.choice.algorithm
-    if not seat.native or not call.equal_blocks or prepared.fused is not FUSED.get((call.collective, algorithm)):
+    if not table.native or not call.equal_blocks or prepared.fused is not FUSED.get((call.collective, algorithm)):
         return None
-    n, rank, nbytes = seat.world_size, seat.rank, call.nbytes
+    n, rank, nbytes = table.world_size, table.rank, call.nbytes
     block = nbytes // n if call.collective in ("all_gather", "all_to_all", "reduce_scatter") else nbytes
-    if not takes_one_meeting(call.collective, algorithm, n, seat.slot, block):
+    if not takes_one_meeting(call.collective, algorithm, n, table.slot, block):
         return None
     kind = 0 if op is None or op.name != "sum" or not op.wide.isnative else KINDS.get(op.wide.name, 0)
     own, root = rank * block, call.root
