@@ -17,7 +17,7 @@ import numpy as np
 
 from superpod.collectives.agreement import Agreement
 from superpod.collectives.call import Prepared
-from superpod.collectives.compiled import move_for
+from superpod.collectives.compiled import moves_for
 from superpod.collectives.execute import Array, room_for, run
 from superpod.collectives.fused import Task
 from superpod.collectives.operations import Operation
@@ -51,7 +51,7 @@ class Express:
         "_caller",
         "_choice",
         "_engine",
-        "_move",
+        "_moves",
         "_nbytes",
         "_op",
         "_prepared",
@@ -66,13 +66,13 @@ class Express:
         self._prepared, self._choice, self._op = prepared, prepared.choice, op
         self._text, self._nbytes = prepared.where.text, prepared.call.nbytes
         self._caller = Caller()
-        self._move = move_for(prepared, table, op)
+        self._moves = moves_for(prepared, table, op)
         self._row = engine.ledger.setdefault((prepared.call.collective, prepared.choice.algorithm), [0, 0, 0.0])
 
     @property
     def by_address(self) -> bool:
         """Whether a call may be given the address of its array instead of the array."""
-        return self._move is not None and self._prepared.call.collective == "all_reduce"
+        return bool(self._moves) and self._prepared.call.collective == "all_reduce"
 
     def run(self, *spaces: Any, into: Array | None = None) -> bool:
         """Carry the call out on the arrays that Engine.run would be given, or on the address of the only one.
@@ -88,9 +88,9 @@ class Express:
             start = time.perf_counter()
             try:
                 sequence = agreement.begin(self._text, self._nbytes, start, place)
-                if self._move is not None:
-                    self._table.exchange(self._text, sequence, engine.timeout, self._move(spaces, into))
-                else:
+                for move in self._moves:
+                    self._table.exchange(self._text, sequence, engine.timeout, move(spaces, into))
+                if not self._moves:
                     self._meet(spaces, sequence, into)
             except BaseException as error:
                 agreement.fail()

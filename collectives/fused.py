@@ -20,7 +20,7 @@ from superpod.collectives.window import Window
 
 _SHORT = 16 << 10  # bytes of a row that are added up in one go with others: what numpy adds to then stays in the cache
 _MEETING = 32 << 10  # bytes of an array for each card up to which a meeting takes less time than a relay
-_RELAYED = 16  # cards up to which an all_reduce goes by a relay whenever the array is longer than that for one
+_RELAYED = (16, 256 << 10)  # cards up to which an all_reduce goes by a relay whenever the array is longer than that
 _EXCHANGED = (
     32 << 10,
     512 << 10,
@@ -147,13 +147,20 @@ def _two_shot_ordered(meeting: Meeting, task: Task) -> None:
     if n == 2:  # the lower rank's operand is the first one anyway
         _two_shot_pair(meeting, task)
         return
-    if array.nbytes > _MEETING * (n if n > _RELAYED else 1):
+    if is_relay(n, array.nbytes):
         relay(meeting, task, 0, array.size)
         return
-    for start, slots, block in _folded_blocks(meeting, task):
-        slots[own, own, : block.size] = block
+    for start, width, block in _folded_blocks(meeting, task):
+        results = meeting.begin().view(array.dtype)[:, :width]
+        results[own, : block.size] = block
         meeting.meet()
-        _take(slots.diagonal(axis1=0, axis2=1).T, array, bounds, start)
+        _take(results, array, bounds, start)
+
+
+def is_relay(n: int, nbytes: int) -> bool:
+    """Whether n cards reduce so many bytes by two_shot_ordered in a relay."""
+    most, least = _RELAYED
+    return nbytes > (_MEETING * n if n > most else least)
 
 
 def _reduce_scatter_ordered(meeting: Meeting, task: Task) -> None:
@@ -166,22 +173,31 @@ def _reduce_scatter_ordered(meeting: Meeting, task: Task) -> None:
         pass
 
 
-def _folded_blocks(meeting: Meeting, task: Task) -> Iterator[tuple[int, Array, Array]]:
-    """Put everyone's chunks on the board and add up this rank's, rank 0's first, piece by piece.
+def _folded_blocks(meeting: Meeting, task: Task) -> Iterator[tuple[int, int, Array]]:
+    """Put everyone's chunks on the board and add up this rank's, rank 0's first: at once, or piece by piece.
 
-    Yields where in the chunks a piece starts, the slots as `_rows` has them, and this rank's sum where it belongs.
+    Yields where in the chunks a piece starts, its longest length, and this rank's sum where it belongs.
     """
     array, bounds, n, own = task.spaces[0], task.banks[0], meeting.world_size, meeting.rank
     home = array[bounds[own] : bounds[own + 1]] if task.into is None else task.into
     assert task.reduce is not None
-    step, longest = max(1, meeting.slot // array.itemsize // n), _longest(bounds)
+    longest = _longest(bounds)
+    if array.nbytes <= meeting.slot:  # then a slot holds it as it is
+        arrays = meeting.begin().view(array.dtype)[:, : array.size]
+        arrays[own] = array
+        meeting.meet()
+        if home.size:
+            _fold(task.reduce, arrays[:, bounds[own] :], home)
+        yield 0, longest, home
+        return
+    step = max(1, meeting.slot // array.itemsize // n)
     for start in range(0, longest, step):
         slots = _rows(meeting, array.dtype, n, min(step, longest - start))
         _put(slots[own], array, bounds, start)
         meeting.meet()
         block = home[start : start + slots.shape[2]]
         _fold(task.reduce, slots[:, own], block)
-        yield start, slots, block
+        yield start, slots.shape[2], block
 
 
 def _add_up(reduce: np.ufunc, total: Array, rows: Array, own: int, order: range) -> None:

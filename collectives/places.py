@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LAUNCHER = os.path.join(OWN, "launcher", "")
+_PROGRAMS = os.path.join(OWN, "benchmarks", "")  # they call superpod as a user's script would
 _SCHEMES = ("stdlib", "platstdlib", "purelib", "platlib")
 _INSTALLED = (*(sysconfig.get_path(name) + os.sep for name in _SCHEMES), "<frozen ", "<string>")
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
@@ -45,7 +46,8 @@ def is_foreign(file: str) -> bool:
     """Whether the code in `file` is superpod's or a library's, not the user's."""
     known = _foreign.get(file)
     if known is None:
-        known = _foreign[file] = file.startswith((OWN, *_INSTALLED)) or any(p in file for p in _PACKAGES)
+        installed = file.startswith((OWN, *_INSTALLED)) or any(p in file for p in _PACKAGES)
+        known = _foreign[file] = installed and not file.startswith(_PROGRAMS)
     return known
 
 
@@ -73,12 +75,16 @@ class Caller:
         return self._search()
 
     def _search(self) -> Place | None:
-        depth, frame = 0, sys._getframe(1)
-        while (outer := frame.f_back) is not None:
-            if not is_foreign(outer.f_code.co_filename) and is_foreign(frame.f_code.co_filename):
+        depth, inner, frame, known = 0, True, sys._getframe(1).f_back, _foreign.get
+        while frame is not None:  # through all frames, where none is the user's: so nothing is called twice
+            code = frame.f_code
+            foreign = known(code.co_filename)
+            if foreign is None:
+                foreign = is_foreign(code.co_filename)
+            if inner and not foreign:
                 self._depth = depth
-                return outer.f_code, outer.f_lasti
-            depth, frame = depth + 1, outer
+                return code, frame.f_lasti
+            depth, inner, frame = depth + 1, foreign, frame.f_back
         return None
 
 

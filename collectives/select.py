@@ -75,9 +75,14 @@ TABLE: Mapping[str, tuple[Rule, ...]] = {  # the first rule that fits counts; th
 }
 
 
-_FEW = (Rule(2, 16 * _K, "one_shot"), Rule(4, 64 * _K, "one_shot"), Rule(8, 32 * _K, "one_shot"))
-_MANY = (Rule(64, 16 * _K, "one_shot"), Rule(256, 4 * _K, "one_shot"))
-_LONG = (Rule(16, MAX, "two_shot_ordered"), Rule(256, 2 * _M, "two_shot"), Rule(256, MAX, "two_shot_ordered"))
+_FEW = (Rule(2, 16 * _K, "one_shot"), Rule(4, 64 * _K, "one_shot"), Rule(8, 16 * _K, "one_shot"))
+_MANY = (Rule(64, 4 * _K, "one_shot"), Rule(256, 1 * _K, "one_shot"))
+_LONG = (
+    Rule(16, MAX, "two_shot_ordered"),
+    Rule(256, 512 * _K, "two_shot_ordered"),
+    Rule(256, 2 * _M, "two_shot"),
+    Rule(256, MAX, "two_shot_ordered"),
+)
 BOARD: Mapping[str, tuple[Rule, ...]] = {  # where all cards meet on a board; for larger worlds TABLE goes on
     "all_reduce": (*_FEW, *_MANY, *_LONG),
     "broadcast": (Rule(256, MAX, "direct"),),

@@ -168,11 +168,11 @@ static PyObject *seat_watch(PyObject *self, PyObject *const *args, Py_ssize_t na
 }
 
 /* What a card takes from the slots when all have come: the sum of them, or what lies in the slot of `root`, or, with
- * root = -1, in all slots, one after the other; of each `nbytes` from `offset` on. */
+ * root = -1, in all slots, one after the other; of each `nbytes` from `offset` on, and `more` of the first `longer`. */
 typedef struct {
-    int set, kind, root;
+    int set, kind, root, longer;
     uint8_t *into; /* or NULL: nothing */
-    Py_ssize_t offset, nbytes;
+    Py_ssize_t offset, nbytes, more;
 } Taking;
 
 static int take(const Seat *seat, const Taking *what) {
@@ -181,9 +181,14 @@ static int take(const Seat *seat, const Taking *what) {
     const uint8_t *slots = seat->slots[what->set] + what->offset;
     if (what->root >= 0)
         memcpy(what->into, slots + what->root * seat->slot, what->nbytes);
-    else
-        for (Py_ssize_t r = 0; r < seat->world_size; r++)
-            memcpy(what->into + r * what->nbytes, slots + r * seat->slot, what->nbytes);
+    else {
+        uint8_t *into = what->into;
+        for (Py_ssize_t r = 0; r < seat->world_size; r++) {
+            Py_ssize_t some = what->nbytes + (r < what->longer ? what->more : 0);
+            memcpy(into, slots + r * seat->slot, some);
+            into += some;
+        }
+    }
     return 0;
 }
 
@@ -213,23 +218,25 @@ static int size_of(PyObject *value, Py_ssize_t most, Py_ssize_t *result) {
     return -1;
 }
 
-/* The last arguments of a call: kind, into, offset, nbytes, root. */
+/* The last arguments of a call: kind, into, offset, nbytes, root, longer, more. */
 static int taking(const Seat *seat, PyObject *const *args, Taking *what) {
     if (whole(args[0], 0, 127, &what->kind) || whole(args[4], -1, (int)seat->world_size - 1, &what->root)) return -1;
     if (size_of(args[2], seat->slot, &what->offset) || size_of(args[3], seat->slot - what->offset, &what->nbytes)) return -1;
-    Py_ssize_t all = what->kind || what->root >= 0 ? what->nbytes : what->nbytes * seat->world_size;
+    if (whole(args[5], 0, (int)seat->world_size - 1, &what->longer)) return -1;
+    if (size_of(args[6], seat->slot - what->offset - what->nbytes, &what->more)) return -1;
+    Py_ssize_t all = what->kind || what->root >= 0 ? what->nbytes : what->nbytes * seat->world_size + what->longer * what->more;
     return array_at(args[1], all, PyBUF_WRITABLE, &what->into);
 }
 
-/* meet(set, half, stamp, patience, seconds, give, given, kind, into, offset, nbytes, root) -> bool: the first `given` bytes of
- * this card's slot are those of `give`; come, watch, take. False: not all have come in time, nothing is taken. */
+/* meet(set, half, stamp, patience, seconds, give, given, kind, into, offset, nbytes, root, longer, more) -> bool: the first
+ * `given` bytes of this card's slot are those of `give`; come, watch, take. False: not all have come in time, nothing is taken. */
 static PyObject *seat_meet(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     Seat *seat = (Seat *)self;
     Taking what;
     Py_ssize_t given;
     uint8_t *give;
     int half, here;
-    if (expect("meet", nargs, 12) || whole(args[0], 0, 1, &what.set) || whole(args[1], 0, 1, &half)) return NULL;
+    if (expect("meet", nargs, 14) || whole(args[0], 0, 1, &what.set) || whole(args[1], 0, 1, &half)) return NULL;
     uint64_t stamp = PyLong_AsUnsignedLongLong(args[2]);
     if (PyErr_Occurred()) return NULL;
     double patience = PyFloat_AsDouble(args[3]), seconds = PyFloat_AsDouble(args[4]);
@@ -247,10 +254,10 @@ static PyObject *seat_meet(PyObject *self, PyObject *const *args, Py_ssize_t nar
     return PyBool_FromLong(here);
 }
 
-/* take(set, kind, into, offset, nbytes, root): what `meet` has not taken, now that all have come. */
+/* take(set, kind, into, offset, nbytes, root, longer, more): what `meet` has not taken, now that all have come. */
 static PyObject *seat_take(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     Taking what;
-    if (expect("take", nargs, 6) || whole(args[0], 0, 1, &what.set) || taking((Seat *)self, args + 1, &what)) return NULL;
+    if (expect("take", nargs, 8) || whole(args[0], 0, 1, &what.set) || taking((Seat *)self, args + 1, &what)) return NULL;
     if (take((Seat *)self, &what)) return NULL;
     Py_RETURN_NONE;
 }

@@ -32,6 +32,10 @@ class Seat:
         offset: int,
         nbytes: int,
         root: int,
+        longer: int,
+        more: int,
         /,
     ) -> bool: ...
-    def take(self, slots: int, kind: int, into: Any, offset: int, nbytes: int, root: int, /) -> None: ...
+    def take(
+        self, slots: int, kind: int, into: Any, offset: int, nbytes: int, root: int, longer: int, more: int, /
+    ) -> None: ...

@@ -64,6 +64,7 @@ class Exchange(NamedTuple):
         into: a contiguous array or its address, where that goes; None: nothing is taken.
         offset, nbytes: what of a slot is taken [B].
         root: whose slot is copied; -1: all slots, one after the other.
+        longer, more: of the first so many slots as many bytes more are copied, if all are.
     """
 
     give: Any
@@ -73,6 +74,8 @@ class Exchange(NamedTuple):
     offset: int
     nbytes: int
     root: int = -1
+    longer: int = 0
+    more: int = 0
 
 
 def possible() -> bool:
@@ -226,7 +229,7 @@ class Board:
     def take(self, what: Exchange) -> None:
         """All have come to the meeting of an `exchange`."""
         assert self._seat is not None
-        self._seat.take(self._set, what.kind, what.into, what.offset, what.nbytes, what.root)
+        self._seat.take(self._set, *what[2:])
 
     def withdraw(self) -> None:
         """This card has given up: whoever comes after it waits in vain, and is not told that all have come."""

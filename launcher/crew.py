@@ -79,6 +79,7 @@ class Crew:
             start_method=spec.start_method,
             preload=spec.preload,
             auto_preload=spec.auto_preload,
+            bind_to=spec.bind_to,
             number=number,
             names=tuple(host.plain for host in spec.hosts) or (socket.gethostname(),),
             sizes=spec.sizes,

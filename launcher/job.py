@@ -70,6 +70,7 @@ class JobSpec:
         start_method: fork (cards are forked from a warm process) or exec (each card is a fresh interpreter).
         preload: modules that the warm process imports besides those it finds itself.
         auto_preload: whether it looks for them itself.
+        bind_to: which core each card runs on, one of binding.POLICIES.
         log_dir: where each card's streams are kept in files.
         redirects: streams that go into files only; tee: into files and to the console. Without either, `log_dir`
             means tee for all.
@@ -87,6 +88,7 @@ class JobSpec:
     start_method: str = "fork"
     preload: tuple[str, ...] = ()
     auto_preload: bool = True
+    bind_to: str = "auto"
     log_dir: Path | None = None
     redirects: StreamChoice = StreamChoice()
     tee: StreamChoice = StreamChoice()

@@ -9,6 +9,7 @@ from typing import Any
 
 from superpod import __version__
 from superpod.interconnect.errors import InvalidValue
+from superpod.launcher.binding import POLICIES
 from superpod.launcher.explain import explain
 from superpod.launcher.host_options import add_cards, add_hosts, add_nodes, cards_from, nodes_from, reach_from
 from superpod.launcher.job import START_METHODS, JobSpec, StreamChoice
@@ -28,6 +29,7 @@ def job_from(options: argparse.Namespace) -> JobSpec:
         start_method=options.start_method,
         preload=tuple(options.preload),
         auto_preload=not options.no_preload,
+        bind_to=options.bind_to,
         log_dir=options.log_dir,
         redirects=StreamChoice.parse(options.redirects),
         tee=StreamChoice.parse(options.tee),
@@ -112,6 +114,14 @@ def _add_start(cli: argparse.ArgumentParser) -> None:
         "--no-preload",
         action="store_true",
         help="do not look for what the script imports; each card imports for itself",
+    )
+    start.add_argument(
+        "--bind-to",
+        "--bind_to",
+        choices=POLICIES,
+        default="auto",
+        help="core: each card stays on one core, neighbours on different ones; none: on any; auto (default): on one "
+        "core if all cards are on this host, meet in shared memory, and every core gets as many of them",
     )
     start.add_argument(
         "--grace",

@@ -13,7 +13,7 @@ class Share:
     """Everything in it can be packed as msgpack.
 
     Attributes:
-        kind, target, args, start_method, preload, auto_preload: see JobSpec.
+        kind, target, args, start_method, preload, auto_preload, bind_to: see JobSpec.
         number: which of the hosts this is, from 0.
         names: the hosts' names; sizes: how many cards each has.
         job: the job's name, the same on all hosts.
@@ -30,6 +30,7 @@ class Share:
     start_method: str
     preload: tuple[str, ...]
     auto_preload: bool
+    bind_to: str
     number: int
     names: tuple[str, ...]
     sizes: tuple[int, ...]

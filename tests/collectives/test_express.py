@@ -19,20 +19,21 @@ from superpod.launcher.testing import run_ranks
 pytestmark = pytest.mark.skipif(not board.possible(), reason="boards need x86-64, futex and memfd_create")
 
 ENV = {"SUPERPOD_LINK": "shm"}
-CODES = ["compiled", "plain"]
+CODES = ["compiled", "plain", "mixed"]
 OPERATIONS = [("sum", "f4"), ("sum", "f8"), ("sum", "i4"), ("sum", "u8"), ("sum", "i1"), ("sum", "c8"), ("avg", "f4")]
 OPERATIONS += [("min", "f4"), ("max", "i2"), ("product", "c16"), ("bxor", "u4"), ("sum", ">f4"), ("sum", "f2")]
+COUNTS = (0, 1, 3, 1000, 20_003, 30_000, 400_001)  # by one meeting, two, and a relay
 
 
 def on(n: int, card: Callable[..., Any], code: str, *args: Any) -> list[Any]:
-    """`card(comm, *args)` on n cards, with or without compiled code."""
+    """`card(comm, *args)` on n cards, with compiled code, without, or with it on every other one."""
 
     def begin(comm: Communicator) -> Any:
-        if code == "plain":
+        if code == "plain" or (code == "mixed" and comm.rank % 2):
             board.Seat = None  # type: ignore[assignment, misc]  # in this process, which ends with the job
         return card(comm, *args)
 
-    if code == "compiled" and board.Seat is None:
+    if code != "plain" and board.Seat is None:
         pytest.skip("superpod was installed without a C compiler")
     return run_ranks(n, begin, env=ENV)
 
@@ -51,7 +52,7 @@ def test_every_call_has_the_bits_of_the_first(n: int, code: str) -> None:
     def card(comm: Communicator) -> int:
         taken = 0
         for op, dtype in OPERATIONS:
-            for count in (0, 1, 3, 1000, 30_000):
+            for count in COUNTS:
                 for turn in range(3):
                     own = numbers(comm.rank, turn, count, dtype)
                     by = comm._engine.algorithm_for("all_reduce", max(own.nbytes, 4 * count))
@@ -61,7 +62,7 @@ def test_every_call_has_the_bits_of_the_first(n: int, code: str) -> None:
         return taken
 
     taken = on(n, card, code)
-    assert taken == [5 * (len(OPERATIONS) - 1)] * n  # all but what is added up in float32
+    assert taken == [len(COUNTS) * (len(OPERATIONS) - 1)] * n  # all but what is added up in float32
 
 
 COLLECTIVES: dict[str, Callable[[Communicator, Any, dict[str, str]], Any]] = {

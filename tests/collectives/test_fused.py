@@ -190,10 +190,15 @@ def test_the_same_bits_as_through_messages(collective: str, name: str, dtype: An
     compare(collective, name, dtype)
 
 
+def always_relay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("superpod.collectives.fused._MEETING", 0)
+    monkeypatch.setattr("superpod.collectives.fused._RELAYED", (0, 0))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("collective", "name"), RELAYED)
 def test_the_same_bits_in_a_relay(collective: str, name: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("superpod.collectives.fused._MEETING", 0)
+    always_relay(monkeypatch)
     compare(collective, name, dtype)
 
 
@@ -246,7 +251,10 @@ def test_zeros_keep_their_sign_and_infinities_are_numbers(collective: str, name:
     meeting=st.sampled_from([0, 32 << 10]),
 )
 def test_any_length_in_any_slot(which: tuple[str, str], n: int, count: int, slot: int, meeting: int) -> None:
-    with mock.patch("superpod.collectives.fused._MEETING", meeting):
+    with (
+        mock.patch("superpod.collectives.fused._MEETING", meeting),
+        mock.patch("superpod.collectives.fused._RELAYED", (16, meeting)),
+    ):
         results, _ = fused(*which, n, slot, count, np.float32, n - 1)
     expected = executed(*which, n, count, np.float32, n - 1)
     for rank in range(n):
@@ -260,7 +268,7 @@ def test_a_barrier_is_a_meeting() -> None:
 
 
 def test_a_relay_needs_no_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("superpod.collectives.fused._MEETING", 0)
+    always_relay(monkeypatch)
     assert fused("all_reduce", "two_shot_ordered", 4, 256, 256, np.float32, 0)[1] == 0
     assert fused("all_reduce", "two_shot_ordered", 2, 4096, 256, np.float32, 0)[1] == 2
 

@@ -1,12 +1,16 @@
 """What an attacker on the network can do to a port of a job: one function an attack, and the table that docs/ shows.
 
 Every attack gets the port of a card, of the launcher's store or of the agents' channel, knows the protocol and, where
-it says so, more. It returns what it has seen, in words for the table.
+it says so, more. It returns what it has seen, in words for the table. As a program, from any host:
+
+    SUPERPOD_SECRET=... python attacks.py HOST PORT ROLE ATTACK...    prints a line of JSON: attack → what it has seen
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import random
 import resource
 import socket
@@ -38,10 +42,11 @@ class Target(NamedTuple):
     port: int
     secret: JobSecret
     role: str
+    host: str = "127.0.0.1"
 
     @property
     def endpoint(self) -> str:
-        return f"tcp://127.0.0.1:{self.port}"
+        return f"tcp://{self.host}:{self.port}"
 
 
 class Attack(NamedTuple):
@@ -53,7 +58,7 @@ class Attack(NamedTuple):
 
 @contextlib.contextmanager
 def _line(target: Target) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", target.port), SOON) as line:
+    with socket.create_connection((target.host, target.port), SOON) as line:
         yield line
 
 
@@ -211,9 +216,9 @@ def port_scan(target: Target) -> str:
 
 _HOLD = """
 import resource, socket, sys
-count, port = map(int, sys.argv[1:])
+host, (count, port) = sys.argv[1], map(int, sys.argv[2:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-lines = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(count)]
+lines = [socket.create_connection((host, port), 60) for _ in range(count)]
 print("holds", flush=True)
 sys.stdin.read()
 heard = 0
@@ -229,7 +234,7 @@ print(heard)
 
 def many_connections(target: Target) -> str:
     """10,000 at once, from a process of their own, that stay; as many as can be, where that is less."""
-    command = [sys.executable, "-c", _HOLD, str(most_connections()), str(target.port)]
+    command = [sys.executable, "-c", _HOLD, target.host, str(most_connections()), str(target.port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as attacker:
         assert attacker.stdout is not None
         assert attacker.stdout.readline() == "holds\n"
@@ -255,3 +260,12 @@ ATTACKS = (
     Attack("scans the port, 200 times", port_scan),
     Attack("opens 10,000 connections and keeps them", many_connections),
 )
+
+
+def main(host: str, port: str, role: str, *names: str) -> None:
+    target = Target(int(port), JobSecret.from_text(os.environ["SUPERPOD_SECRET"]), role, host)
+    print(json.dumps({name: globals()[name](target) for name in names}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

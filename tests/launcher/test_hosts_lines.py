@@ -148,7 +148,7 @@ def test_standings_travel():
 
 
 def test_a_share_travels():
-    share = Share("script", "x.py", ("a", "b"), "fork", (), True, 1, ("a", "b"), (2, 3), "job", more={"A": "1"})
+    share = Share("script", "x.py", ("a", "b"), "fork", (), True, "auto", 1, ("a", "b"), (2, 3), "job", more={"A": "1"})
     assert Share.from_message(msgpack.unpackb(msgpack.packb(share.as_message()))) == share
     assert (share.world_size, share.ranks) == (5, range(2, 5))
     assert ranks_of((1, 2, 3)) == [range(1), range(1, 3), range(3, 6)]
