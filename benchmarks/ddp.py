@@ -19,9 +19,10 @@ MODELS = ("small", "tiny_gpt", "tiny_gpt_fsdp2")
 NAMES = ("superpod-torch", "gloo")
 _EXAMPLE = Path(__file__).resolve().parent.parent / "examples/tiny_gpt.py"
 _DESCRIPTION = """\
-Train on superpod and on gloo, in the same processes, in turn: a network of three layers with 350 KB of gradients, and
-the network of examples/tiny_gpt.py on 64 windows of 64 letters, all cards together, with DistributedDataParallel; the
-latter with FSDP2's fully_shard too. After every turn all ranks must see the same parameters, bit for bit (#wrong)."""
+Train on superpod and on gloo, in turn, on cards of superpod-run, where gloo's may run on any core as under torchrun: a
+network of three layers with 350 KB of gradients, and the network of examples/tiny_gpt.py on 64 windows of 64 letters,
+all cards together, with DistributedDataParallel; the latter with FSDP2's fully_shard too. After every turn all ranks
+must see the same parameters, bit for bit (#wrong)."""
 
 
 def main(argv: Sequence[str], command: list[str]) -> int:
@@ -42,7 +43,8 @@ def main(argv: Sequence[str], command: list[str]) -> int:
     field = Field(("gloo",), link=args.link)
     for world_size in worlds:
         with Stage(world_size) as stage:
-            stage.start("torch", *field.superpod_torch(stage, "torch_ddp", "superpod,gloo"))
+            stage.start("superpod-torch", *field.superpod_torch(stage, "torch_ddp"))
+            stage.start("gloo", *field.gloo(stage, "torch_ddp"))
             for model in models:
                 print(f"# ddp {model}: nranks {world_size} link {args.link}; median of {args.turns} turns", flush=True)
                 task = {"model": model, "file": str(_EXAMPLE), "calls": 100, "warmup": 3}

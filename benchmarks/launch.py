@@ -67,7 +67,7 @@ def _seconds(name: str, world_size: int, field: Field) -> float:
         if name == "superpod":
             return stage.start(name, *field.superpod(stage))
         if name == "superpod-torch":
-            return stage.start(name, *field.superpod_torch(stage, "torch_player", "superpod"))
+            return stage.start(name, *field.superpod_torch(stage, "torch_player"))
         if name == "gloo":
             return stage.start(name, field.torchrun(stage, "torch_player", "gloo"), {"OMP_NUM_THREADS": "1"})
         return stage.start(name, field.mpi(stage, name), {})

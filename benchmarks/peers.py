@@ -97,9 +97,10 @@ class Field:
             if self.numpy:
                 stage.start("superpod" + mark, *self.superpod(stage, algorithms, mode is not False), mark)
             if "gloo" in self.peers:
-                backends = "superpod" if mark else "superpod,gloo"
-                torch = self.superpod_torch(stage, "torch_player", backends, mode is not False)
-                stage.start("torch" + mark, *torch, mark)
+                torch = self.superpod_torch(stage, "torch_player", encrypted=mode is not False)
+                stage.start("superpod-torch" + mark, *torch, mark)
+        if "gloo" in self.peers:
+            stage.start("gloo", *self.gloo(stage, "torch_player"))
         for peer in self.peers:
             if THROUGH[peer] == NUMPY:
                 stage.start(peer, self.mpi(stage, peer), {})
@@ -112,18 +113,28 @@ class Field:
         return self.on_cards(stage, "superpod_player", preload, ",".join(algorithms), encrypted=encrypted)
 
     def superpod_torch(
-        self, stage: Stage, module: str, backends: str, encrypted: bool = True
+        self, stage: Stage, module: str, *, encrypted: bool = True, bind_to: str = "auto", backend: str = "superpod"
     ) -> tuple[list[str], dict[str, str]]:
-        """(command, variables) of a module of superpod's with backends of torch, on cards of superpod-run."""
+        """(command, variables) of a module of superpod's with a backend of torch, on cards of superpod-run."""
         preload = ("torch", "superpod.collectives.torch_backend", "superpod.benchmarks.player")
-        return self.on_cards(stage, module, preload, backends, encrypted=encrypted)
+        return self.on_cards(stage, module, preload, backend, encrypted=encrypted, bind_to=bind_to)
+
+    def gloo(self, stage: Stage, module: str) -> tuple[list[str], dict[str, str]]:
+        """The same with gloo, on any core, as torchrun has it; superpod-run only starts it in less time."""
+        return self.superpod_torch(stage, module, bind_to="none", backend="gloo")
 
     def on_cards(
-        self, stage: Stage, module: str, preload: tuple[str, ...], *arguments: str, encrypted: bool = True
+        self,
+        stage: Stage,
+        module: str,
+        preload: tuple[str, ...],
+        *arguments: str,
+        encrypted: bool = True,
+        bind_to: str = "auto",
     ) -> tuple[list[str], dict[str, str]]:
         """(command, variables) of a module of superpod's on cards of superpod-run that share what is in `preload`."""
         where = ["-n", str(stage.world_size)] if self.hosts is None else self.hosts.superpod_run(encrypted=encrypted)
-        command = [sys.executable, "-c", LAUNCHER, *where, "--no-preload"]
+        command = [sys.executable, "-c", LAUNCHER, *where, "--no-preload", f"--bind-to={bind_to}"]
         command += [f"--preload={shared}" for shared in preload]
         target = ["-m", f"superpod.benchmarks.{module}", stage.address, *arguments]
         return [*command, *target], {"SUPERPOD_LINK": self.link}

@@ -1,4 +1,4 @@
-"""What every card of superpod-bench ddp runs: DDP and FSDP2 on groups of several backends, in turn."""
+"""What every card of superpod-bench ddp runs: DDP and FSDP2 on a backend of torch.distributed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from superpod.benchmarks.player import Order, play
-from superpod.benchmarks.torch_player import groups, name_of
+from superpod.benchmarks.torch_player import begin
 
 _WINDOWS, _LETTERS, _ALPHABET = 64, 64, 96  # of tiny_gpt, as in the example
 _BATCH, _WIDTH, _CLASSES = 32, 64, 20  # of the small network, on each card
@@ -112,8 +112,8 @@ def _data(name: str) -> tuple[Tensor, Tensor]:
 def main(argv: list[str]) -> None:
     torch.set_num_threads(1)  # a card is one core
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # that scores are a view, which nobody writes to
-    found = groups(argv[1])
-    play(argv[0], dist.get_rank(), {name_of(backend): DdpTurns(group) for backend, group in found.items()})
+    name, group = begin(argv[1])
+    play(argv[0], dist.get_rank(), {name: DdpTurns(group)})
     dist.destroy_process_group()
 
 

@@ -1,7 +1,4 @@
-"""Backends of torch.distributed: `superpod-run -n N -m superpod.benchmarks.torch_player ADDRESS BACKEND,BACKEND`.
-
-All of them in the same processes; a job has one default group, of the first backend, and one group for each other.
-"""
+"""A backend of torch.distributed: `superpod-run -n N -m superpod.benchmarks.torch_player ADDRESS BACKEND`."""
 
 from __future__ import annotations
 
@@ -120,21 +117,17 @@ def name_of(backend: str) -> str:
     return "superpod-torch" if backend == "superpod" else backend
 
 
-def groups(backends: str) -> dict[str, Any]:
-    """A group of all ranks for each of the backends, by name; all have met once."""
-    names = backends.split(",")
-    dist.init_process_group(names[0])
-    found = {name: dist.new_group(backend=name) if i else dist.group.WORLD for i, name in enumerate(names)}
-    for group in found.values():
-        dist.all_reduce(torch.ones(1), group=group)  # what superpod-bench launch waits for
-    return found
+def begin(backend: str) -> tuple[str, Any]:
+    """torch.distributed with this backend: its name in the results, and the group of all ranks, who have met once."""
+    dist.init_process_group(backend)
+    dist.all_reduce(torch.ones(1))  # what superpod-bench launch waits for
+    return name_of(backend), dist.group.WORLD
 
 
 def main(argv: list[str]) -> None:
     torch.set_num_threads(1)  # a card is one core
-    ours = {backend: TorchPlayer(group) for backend, group in groups(argv[1]).items()}
-    rank, n = dist.get_rank(), dist.get_world_size()
-    play(argv[0], rank, {name_of(backend): CaseTurns(rank, n, player) for backend, player in ours.items()})
+    name, group = begin(argv[1])
+    play(argv[0], dist.get_rank(), {name: CaseTurns(dist.get_rank(), dist.get_world_size(), TorchPlayer(group))})
     dist.destroy_process_group()
 
 

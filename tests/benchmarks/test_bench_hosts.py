@@ -113,23 +113,25 @@ def test_a_job_for_each_way_and_gloo_once(tmp_path: Path) -> None:
     stage: Any = Started(tmp_path)
     Field(("gloo", "openmpi"), tmp_path, hosts=four_and_four("on,off")).start(stage, ("auto", "ring"))
     assert [(name, mark) for name, _, mark in stage.jobs] == [
-        *(("superpod", ""), ("torch", "")),
-        *(("superpod clear", " clear"), ("torch clear", " clear")),
-        ("openmpi", ""),
+        *(("superpod", ""), ("superpod-torch", "")),
+        *(("superpod clear", " clear"), ("superpod-torch clear", " clear")),
+        *(("gloo", ""), ("openmpi", "")),
     ]
     told = [command for _, command, _ in stage.jobs]
-    assert ["--no-encryption" in command for command in told] == [False, False, True, True, False]
-    assert [command[-2:] for command in told[:4]] == [
-        *([stage.address, "auto,ring"], [stage.address, "superpod,gloo"]),
-        *([stage.address, "auto,ring"], [stage.address, "superpod"]),
+    assert ["--no-encryption" in command for command in told] == [False, False, True, True, False, False]
+    assert ["--bind-to=none" in command for command in told] == [False] * 4 + [True, False]
+    assert [command[-2:] for command in told[:5]] == [
+        *([stage.address, "auto,ring"], [stage.address, "superpod"]) * 2,
+        [stage.address, "gloo"],
     ]
-    assert told[4][0] == str(tmp_path / "openmpi/bin/mpirun")
-    assert told[4][-2:] == [stage.address, "openmpi"]
+    assert told[5][0] == str(tmp_path / "openmpi/bin/mpirun")
+    assert told[5][-2:] == [stage.address, "openmpi"]
     alone: Any = Started(tmp_path)
     Field(("gloo",), hosts=four_and_four("off")).start(alone)
     assert [(name, command[-1], mark) for name, command, mark in alone.jobs] == [
         ("superpod", "auto", ""),
-        ("torch", "superpod,gloo", ""),
+        ("superpod-torch", "superpod", ""),
+        ("gloo", "gloo", ""),
     ]
     assert all(sys.executable in command[0] for _, command, _ in alone.jobs)
 
