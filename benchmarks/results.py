@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from superpod.interconnect.cores import cores
 from superpod.interconnect.errors import InvalidValue
-from superpod.interconnect.host import cores, cpu_name
+from superpod.interconnect.host import cpu_name
 
 Row = dict[str, Any]
 

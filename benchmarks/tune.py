@@ -22,9 +22,9 @@ from superpod.collectives.schedule import REDUCING
 from superpod.collectives.select import Selector
 from superpod.collectives.selection import Selection
 from superpod.interconnect.board import possible as boards_possible
+from superpod.interconnect.cores import cores
 from superpod.interconnect.env import COLLECTIVES
 from superpod.interconnect.errors import InvalidValue
-from superpod.interconnect.host import cores
 from superpod.interconnect.shm_link import possible as shm_possible
 from superpod.interconnect.units import parse_seconds, parse_size, size_text
 

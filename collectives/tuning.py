@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from superpod import __version__
+from superpod.interconnect.cores import cores
 from superpod.interconnect.env import COLLECTIVES, cache_directory
 from superpod.interconnect.errors import InvalidValue
-from superpod.interconnect.host import cores, cpu_name
+from superpod.interconnect.host import cpu_name
 
 FORMAT = 1
 LINKS = ("shm", "zmq")

@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from superpod.interconnect import futex
+from superpod.interconnect.cores import cores
 from superpod.interconnect.errors import BadFrame
 from superpod.interconnect.shm_memory import Memory
 
@@ -109,7 +110,7 @@ class Board:
         base += _round(world_size, _LINE)
         self._seat: Seat | None = None
         if native and Seat is not None:
-            spins = _SPINS if world_size <= len(os.sched_getaffinity(0)) else 0
+            spins = _SPINS if world_size <= cores() else 0
             places = {"asleep": _LINE, "stamps_0": base, "stamps_1": base + words}
             rooms = {"slots_0": head, "slots_1": head + slot * world_size}
             self._seat = Seat(memory.view, rank, world_size, slot, **places, **rooms, spins=spins)

@@ -41,11 +41,6 @@ def cpu_name() -> str:
     return platform.machine()
 
 
-def cores() -> int:
-    """The processors on which this process may run."""
-    return len(os.sched_getaffinity(0))
-
-
 class Address(NamedTuple):
     """A card's address, as it is published.
 

@@ -9,39 +9,36 @@ A program that a card forks may run anywhere, as if there were no binding: it is
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Collection
-from functools import partial
+
+from superpod.interconnect.cores import bind
+from superpod.interconnect.env import Place, Settings
+from superpod.interconnect.errors import InvalidValue
 
 POLICIES = ("auto", "core", "none")
 
 
-def core_for(policy: str, card: int, cards: int, *, meets_in_memory: bool) -> int | None:
-    """The core for a card; None: any.
+def bind_card(policy: str) -> None:
+    """Bind this process, a card whose environment says which, as `policy` has it.
 
-    Args:
-        policy: auto: bound where all cards are on this host, meet in memory, and every core gets as many of them;
-            core: bound in any case; none: never.
-        card: the card's number on this host, of so many `cards`.
-        meets_in_memory: whether the job's cards are all here and have no thread beside them that carries messages.
+    auto: where all cards are on this host, meet in memory, and every core gets as many of them; core: always; none:
+    never.
     """
+    try:
+        place, link = Place.read(), Settings.read().link
+    except InvalidValue:
+        return  # the card will say so, if it uses superpod
+    in_memory = place.local_world_size == place.world_size and link != "zmq"
+    core = core_for(policy, place.local_rank, place.local_world_size, in_memory=in_memory)
+    if core is not None:
+        bind(core)
+
+
+def core_for(policy: str, card: int, cards: int, *, in_memory: bool) -> int | None:
+    """The core for the card of this number on a host, of so many; None: any."""
     cores = sorted(os.sched_getaffinity(0))
     if policy == "none" or len(cores) == 1:
         return None
-    if policy == "auto" and not (meets_in_memory and cards % len(cores) == 0):
+    if policy == "auto" and not (in_memory and cards % len(cores) == 0):
         return None
     return cores[card % len(cores)]
-
-
-def bind(core: int) -> None:
-    """This process runs on `core` from now on; what it forks does not. A core that is gone by now binds nobody."""
-    with contextlib.suppress(OSError):
-        before: Collection[int] = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {core})
-        os.register_at_fork(after_in_child=partial(_free, before))
-
-
-def _free(cores: Collection[int]) -> None:
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, cores)

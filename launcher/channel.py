@@ -26,6 +26,7 @@ class Order:
         listener: file descriptor of the socket on which torch's store is to listen; -1: it is on another host.
         agent: the agent's process id.
         preload: modules to import before the first fork; auto_preload: and those that the target imports.
+        bind_to: which core each card runs on, see binding.py.
         skip: modules not to import, found unfit by the attempts so far; attempt: how many those were.
     """
 
@@ -39,6 +40,7 @@ class Order:
     agent: int
     preload: list[str]
     auto_preload: bool
+    bind_to: str
     skip: list[str] = field(default_factory=list)
     attempt: int = 0
 

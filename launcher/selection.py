@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 
 from superpod.collectives.selection import OFF, Selection, wanted
 from superpod.collectives.tuning import Tuning, cached, machine, machine_text, read
+from superpod.interconnect.cores import cores
 from superpod.interconnect.env import Settings
 from superpod.interconnect.errors import InvalidValue
-from superpod.interconnect.host import cores
 
 
 def selection_for(sizes: Collection[int], others: Collection[str], variables: Mapping[str, str]) -> Selection:

@@ -30,7 +30,7 @@ from types import CodeType
 from typing import Any, NoReturn
 
 from superpod.launcher import fork, preload, worker
-from superpod.launcher.binding import bind
+from superpod.launcher.binding import bind_card
 from superpod.launcher.channel import Channel, Order
 from superpod.launcher.directory import remove_directory
 from superpod.launcher.job import compile_script
@@ -151,7 +151,7 @@ class Zygote:
         message, fds = received
         match message["do"]:
             case "start":
-                self._start_card(message["rank"], message["environment"], message["core"], fds)
+                self._start_card(message["rank"], message["environment"], fds)
             case "signal":
                 for pid, rank in self._cards.items():
                     if rank != _STORE:  # cards may need it while they end
@@ -161,12 +161,11 @@ class Zygote:
                 self._tell({"event": "ended"})
                 self._over = True
 
-    def _start_card(self, rank: int, environment: dict[str, str], core: int | None, fds: list[int]) -> None:
+    def _start_card(self, rank: int, environment: dict[str, str], fds: list[int]) -> None:
         if self._fork(rank, f"superpod-{rank}"):
             fork.connect_streams(*fds)
-            if core is not None:
-                bind(core)
             os.environ.update(environment)
+            bind_card(self._order.bind_to)
             if self._order.kind == "program":
                 fork.exec_program(self._order.target, self._order.args)
             if self._order.start_method == "exec":

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from superpod.interconnect.env import HostPlace, Place, worker_environment, zygote_environment
-from superpod.launcher.binding import core_for
 from superpod.launcher.channel import Channel, Order
 from superpod.launcher.processes import python_command
 from superpod.launcher.share import Share
@@ -57,6 +56,7 @@ class ZygoteProcess:
             agent=os.getpid(),
             preload=list(share.preload),
             auto_preload=share.auto_preload,
+            bind_to=share.bind_to,
         )
 
     def _start(self, order: Order, output: int) -> None:
@@ -95,14 +95,7 @@ class ZygoteProcess:
 
     def start_card(self, rank: int, streams: Sequence[int]) -> None:
         """`streams`: what is to be the card's stdout and stderr."""
-        environment = self.card_environment(rank)
-        self._send({"do": "start", "rank": rank, "environment": environment, "core": self._core(rank)}, streams)
-
-    def _core(self, rank: int) -> int | None:
-        """Where a card is to run; None: anywhere."""
-        share = self._share
-        in_memory = len(share.sizes) == 1 and share.more.get("SUPERPOD_LINK", os.environ.get("SUPERPOD_LINK")) != "zmq"
-        return core_for(share.bind_to, rank - share.ranks.start, len(share.ranks), meets_in_memory=in_memory)
+        self._send({"do": "start", "rank": rank, "environment": self.card_environment(rank)}, streams)
 
     def signal_cards(self, signum: int) -> None:
         self._send({"do": "signal", "signum": signum})

@@ -7,14 +7,17 @@ import sys
 
 import pytest
 
-from superpod.launcher.binding import bind, core_for
+from superpod.interconnect.cores import bind, cores
+from superpod.launcher.binding import core_for
 
 CORES = sorted(os.sched_getaffinity(0))
 several = pytest.mark.skipif(len(CORES) < 2, reason="on one core there is nothing to choose")
 WHERE = """
-import os
+import os, sys
 import superpod
+from superpod.interconnect.cores import cores
 comm = superpod.init()
+assert cores() == int(sys.argv[1]), cores()
 forked = os.fork()
 if forked == 0:
     print(comm.rank, "forked", *sorted(os.sched_getaffinity(0)), flush=True)
@@ -27,7 +30,7 @@ comm.close()
 
 def cores_of(launch, *options, n, **variables):
     """Of every rank: (the card's cores, those of what it forks)."""
-    done = launch("-n", n, *options, launch.script("where.py", WHERE), env=variables)
+    done = launch("-n", n, *options, launch.script("where.py", WHERE), len(CORES), env=variables)
     assert done.code == 0, done.err
     found = {}
     for line in done.out.splitlines():
@@ -77,19 +80,20 @@ def test_every_way_to_start_binds(launch, start):
 
 def test_only_cores_that_the_launcher_has(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 9})
-    assert [core_for("auto", card, 6, meets_in_memory=True) for card in range(6)] == [3, 5, 9, 3, 5, 9]
-    assert core_for("auto", 0, 4, meets_in_memory=True) is None
-    assert core_for("auto", 0, 6, meets_in_memory=False) is None
-    assert core_for("core", 4, 5, meets_in_memory=False) == 5
-    assert core_for("none", 0, 3, meets_in_memory=True) is None
+    assert [core_for("auto", card, 6, in_memory=True) for card in range(6)] == [3, 5, 9, 3, 5, 9]
+    assert core_for("auto", 0, 4, in_memory=True) is None
+    assert core_for("auto", 0, 6, in_memory=False) is None
+    assert core_for("core", 4, 5, in_memory=False) == 5
+    assert core_for("none", 0, 3, in_memory=True) is None
 
 
 def test_one_core_needs_no_binding(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {7})
-    assert core_for("core", 0, 4, meets_in_memory=True) is None
+    assert core_for("core", 0, 4, in_memory=True) is None
 
 
 def test_a_core_that_is_gone_by_now_binds_nobody():
     before = os.sched_getaffinity(0)
     bind(4095)
     assert os.sched_getaffinity(0) == before
+    assert cores() == len(before)

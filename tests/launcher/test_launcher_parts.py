@@ -118,7 +118,7 @@ def test_channel_carries_messages_and_descriptors():
 
 
 def test_order_survives_its_file():
-    order = Order("/d", "script", "x.py", ["é" * 200000], "fork", 3, 4, 5, ["json"], True, ["a"], 1)
+    order = Order("/d", "script", "x.py", ["é" * 200000], "fork", 3, 4, 5, ["json"], True, "auto", ["a"], 1)
     fd = order.in_memory_file()
     assert Order.read(fd) == order
     os.close(fd)
