@@ -72,7 +72,7 @@ class Express:
     @property
     def by_address(self) -> bool:
         """Whether a call may be given the address of its array instead of the array."""
-        return bool(self._moves) and self._prepared.call.collective == "all_reduce"
+        return bool(self._moves) and None not in self._moves and self._prepared.call.collective == "all_reduce"
 
     def run(self, *spaces: Any, into: Array | None = None) -> bool:
         """Carry the call out on the arrays that Engine.run would be given, or on the address of the only one.
@@ -89,7 +89,10 @@ class Express:
             try:
                 sequence = agreement.begin(self._text, self._nbytes, start, place)
                 for move in self._moves:
-                    self._table.exchange(self._text, sequence, engine.timeout, move(spaces, into))
+                    if move is None:
+                        self._across(spaces, sequence)
+                    else:
+                        self._table.exchange(self._text, sequence, engine.timeout, move(spaces, into))
                 if not self._moves:
                     self._meet(spaces, sequence, into)
             except BaseException as error:
@@ -107,13 +110,20 @@ class Express:
             row[2] += ended - start
         return True
 
+    def _across(self, spaces: Sequence[Array], sequence: int) -> None:
+        """What goes between hosts."""
+        prepared, seconds, reduce = self._prepared, self._engine.timeout, None if self._op is None else self._op.ufunc
+        spaces = room_for(prepared.plan, spaces, apart=False)
+        with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
+            run(prepared.plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
+
     def _meet(self, spaces: Sequence[Array], sequence: int, into: Array | None) -> None:
         prepared, op, seconds = self._prepared, self._op, self._engine.timeout
         assert prepared.fused is not None
         self._table.call(self._text, sequence, seconds)
         reduce, plan = None if op is None else op.ufunc, prepared.plan
         spaces = room_for(plan, spaces, apart=False)
-        with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
+        with np.errstate(all="ignore"):
             across = partial(run, plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
             prepared.fused(self._table, Task(spaces, prepared.banks, reduce, prepared.call.root, across, into))
         if op is not None and prepared.call.collective in ("all_reduce", "reduce_scatter"):

@@ -67,10 +67,15 @@ def _one_shot(meeting: Meeting, task: Task) -> None:
 
 def _reduce_star(meeting: Meeting, task: Task) -> None:
     """The root adds up all arrays, rank 0's first; long ones are added up on the way to it."""
-    if (array := task.spaces[0]).nbytes > _MEETING * meeting.world_size:
+    if star_is_relay(meeting.world_size, (array := task.spaces[0]).nbytes):
         relay(meeting, task, 0, array.size if meeting.rank == task.root else 0)
         return
     _fold_arrays(meeting, task, here=meeting.rank == task.root)
+
+
+def star_is_relay(n: int, nbytes: int) -> bool:
+    """Whether n cards reduce so many bytes by star in a relay."""
+    return nbytes > _MEETING * n
 
 
 def _two_shot(meeting: Meeting, task: Task) -> None:

@@ -51,7 +51,10 @@ _AMONG_HOSTS = _Waits((0.0001, 0.0001), 0.02)  # messages come first: whoever wa
 
 
 class Table:
-    """One card's seat. Satisfies Meeting (see fused.py). One thread at a time, but `absent` from any."""
+    """One card's seat. Satisfies Meeting (see fused.py). One thread at a time, but `absent` from any.
+
+    Attributes: among_hosts: whether these cards are one host's, and others come between their meetings.
+    """
 
     def __init__(
         self,
@@ -68,14 +71,14 @@ class Table:
 
         Args:
             ranks: the members' in the mesh.
-            among_hosts: whether these are one host's, and others come between their meetings.
+            among_hosts: see the attribute.
             text, sequence, seconds: as for `call`, of the first one.
         Raises:
             DeadlineExceeded when rank 0 has not brought it within `seconds`, PeerLost when it cannot be opened, and
             what Mesh.look raises.
         """
         self._mesh, self._group, self._ranks = mesh, group, ranks
-        self._text, self._sequence = text, sequence
+        self._text, self._sequence, self.among_hosts = text, sequence, among_hosts
         self.rank, self.world_size = ranks.index(mesh.rank), len(ranks)
         self.slot = slot_bytes(self.world_size)
         name = f"board/{group.ident}/{group.life}"  # a group may be made again under its old name

@@ -50,6 +50,8 @@ for count in (3, 300_001):  # again and again, which goes a shorter way
         row = np.arange(comm.rank * count, (comm.rank + 1) * count) % 1000
         assert (swapped == np.outer(np.arange(comm.world_size) + turn, row)).all()
         digest.update(comm.broadcast(random.standard_normal(count), root=turn % comm.world_size).tobytes())
+        for dtype in (np.float32, np.float64, np.complex64):
+            digest.update(comm.all_reduce(random.standard_normal(count % 10_007).astype(dtype)).tobytes())
 half = [comm.group(range(first, comm.world_size, 2)) for first in (0, 1)][comm.rank % 2]
 data = np.arange(5.0) * comm.rank
 half.all_reduce(data)
