@@ -5,17 +5,19 @@ cd "$(dirname "$0")/.."
 results=benchmarks/results
 blocks=all_gather,reduce_scatter,all_to_all,gather,scatter
 peers="--peers gloo,openmpi,mpich"
+small="--iters 500 -w 50 --budget 5s"  # the first calls of a turn find cold caches: 64 cards take twice the time
+more="--iters 100 -w 10 --budget 3s --turns 3"
 
-superpod-bench all_reduce -n 2,8,64 -b 8 -e 4K -f 512 --iters 100 $peers -J $results/all-reduce-small.json
-superpod-bench all_reduce -n 2,8,64 -b 64K -e 16M -f 16 $peers --turns 3 -J $results/all-reduce-medium.json
-superpod-bench all_reduce -n 2,8 -b 64M -e 64M $peers --turns 3 -J $results/all-reduce-large.json
-zmq="--link zmq --peers gloo --turns 3"
-superpod-bench all_reduce -n 2,8,64 -b 8 -e 4K -f 512 --iters 100 $zmq -J $results/all-reduce-zmq-small.json
-superpod-bench all_reduce -n 2,8,64 -b 64K -e 1M -f 16 $zmq -J $results/all-reduce-zmq-medium.json
+superpod-bench all_reduce -n 2,8,64 -b 8 -e 4K -f 512 $small $peers -J $results/all-reduce-small.json
+superpod-bench all_reduce -n 2,8,64 -b 64K -e 16M -f 16 $peers $more -J $results/all-reduce-medium.json
+superpod-bench all_reduce -n 2,8 -b 64M -e 64M $peers $more -J $results/all-reduce-large.json
+zmq="--link zmq --peers gloo"
+superpod-bench all_reduce -n 2,8,64 -b 8 -e 4K -f 512 $small --turns 3 $zmq -J $results/all-reduce-zmq-small.json
+superpod-bench all_reduce -n 2,8,64 -b 64K -e 1M -f 16 $zmq $more -J $results/all-reduce-zmq-medium.json
 # 4 KiB and 1 MiB: of the array that every rank has, or, where blocks are exchanged, of one rank's block
-superpod-bench broadcast,reduce,barrier -n 8,64 -b 4K -e 1M -f 256 $peers --turns 3 -J $results/rooted.json
-superpod-bench $blocks -n 8 -b 32K -e 8M -f 256 $peers --turns 3 -J $results/blocks-8.json
-superpod-bench $blocks -n 64 -b 256K -e 64M -f 256 $peers --turns 3 -J $results/blocks-64.json
+superpod-bench broadcast,reduce,barrier -n 8,64 -b 4K -e 1M -f 256 $peers $more -J $results/rooted.json
+superpod-bench $blocks -n 8 -b 32K -e 8M -f 256 $peers $more -J $results/blocks-8.json
+superpod-bench $blocks -n 64 -b 256K -e 64M -f 256 $peers $more -J $results/blocks-64.json
 superpod-bench latency -b 8 -e 4M -f 8 $peers -J $results/latency.json
 superpod-bench bandwidth -b 8 -e 4M -f 8 $peers -J $results/bandwidth.json
 superpod-bench launch -n 8,64,256 $peers -J $results/launch.json

@@ -20,6 +20,7 @@ import zmq
 
 from superpod.interconnect.errors import DeadlineExceeded, InvalidValue, JobFailure, LinkClosed
 from superpod.interconnect.secret import JobSecret
+from superpod.interconnect.zmq_contexts import OwnContext
 from superpod.interconnect.zmq_keys import Doorkeeper, KeyPair, knock, let_in, listen
 
 _ANSWER = 0.1  # seconds in which a store says what it has
@@ -102,8 +103,10 @@ class LauncherStore:
             context: one that the process has already; None makes one, which goes with the store.
             secret: the job's; it counts for an endpoint of tcp only, for others are this user's anyway.
         """
-        self._own_context = zmq.Context(io_threads=1) if context is None else None
-        self._socket = (context or self._own_context).socket(zmq.DEALER)  # type: ignore[union-attr]
+        self._own = OwnContext(self) if context is None else None
+        self._socket = (context or self._own.context).socket(zmq.DEALER)  # type: ignore[union-attr]
+        if self._own is not None:
+            self._own.keep(self._socket.close)
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # so that sending never blocks, even if nobody serves
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
@@ -138,8 +141,9 @@ class LauncherStore:
     def close(self) -> None:
         with self._lock:  # a socket is one thread's at a time, and a `get` ends soon
             self._socket.close()
-            if self._own_context is not None:
-                self._own_context.term()  # waits until what was set has left, for at most LINGER
+            if self._own is not None:
+                self._own.is_closed_by_owner()
+                self._own.context.term()  # waits until what was set has left, for at most LINGER
 
     def _refuse_if_closed(self) -> None:
         if self._socket.closed:
@@ -167,7 +171,8 @@ class StoreServer:
         if secret is None and endpoint.startswith("tcp:"):
             raise InvalidValue(f"a store at {endpoint} needs the job's secret, or anybody could write into it")
         secret = secret if endpoint.startswith("tcp:") else None
-        self._context = zmq.Context(io_threads=1)
+        self._own = OwnContext(self)
+        self._context = self._own.context
         self._door = None if secret is None else Doorkeeper(self._context, _only(KeyPair.of(secret, _ROLE)))
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in (
@@ -180,6 +185,8 @@ class StoreServer:
         if secret is not None and self._door is not None:
             self._door.watch(self._socket)
             let_in(self._socket, KeyPair.of(secret, _ROLE))
+            self._own.keep(self._door.close)
+        self._own.keep(self._socket.close)
         try:
             self.endpoint = listen(self._socket, endpoint)
         except zmq.ZMQError as error:
@@ -235,6 +242,7 @@ class StoreServer:
         self.serve()  # sending may have taken the news of an arrival, which `fileno()` tells once only
 
     def close(self) -> None:
+        self._own.is_closed_by_owner()
         self._poll.close()
         if self._door is not None:
             self._socket.disable_monitor()

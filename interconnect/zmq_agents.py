@@ -14,6 +14,7 @@ import zmq
 
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.secret import JobSecret
+from superpod.interconnect.zmq_contexts import OwnContext
 from superpod.interconnect.zmq_keys import Doorkeeper, KeyPair, knock, let_in, listen
 
 MAX_MESSAGE = 17 << 20  # bytes
@@ -26,7 +27,8 @@ class AgentDesk:
 
     def __init__(self, endpoint: str, secret: JobSecret | None) -> None:
         """`endpoint`: tcp://address:port, also with port 0 or a range. Raises InvalidValue when it is not free."""
-        self._context = zmq.Context(io_threads=1)
+        self._own = OwnContext(self)
+        self._context = self._own.context
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in (*_OPTIONS, (zmq.BACKLOG, 1024), (zmq.ROUTER_HANDOVER, 1)):
             self._socket.setsockopt(option, value)
@@ -35,6 +37,7 @@ class AgentDesk:
             self._context, lambda key: pair is not None and hmac.compare_digest(key, pair.public), logs=pair is not None
         )
         self._door.watch(self._socket)
+        self._own.keep(self._door.close, self._socket.close)
         if pair is not None:
             let_in(self._socket, pair)
         self._connections: dict[bytes, int] = {}  # agent → the descriptor that it last spoke by
@@ -88,6 +91,7 @@ class AgentDesk:
 
     def close(self) -> None:
         """What was sent leaves, within a second."""
+        self._own.is_closed_by_owner()
         self._poll.close()
         self._socket.disable_monitor()
         self._door.close()
@@ -100,8 +104,10 @@ class AgentCall:
 
     def __init__(self, endpoints: list[str], secret: JobSecret | None) -> None:
         """`endpoints`: where the head listens, or may listen: with a secret, nobody else can be mistaken for it."""
-        self._context = zmq.Context(io_threads=1)
+        self._own = OwnContext(self)
+        self._context = self._own.context
         self._socket = self._context.socket(zmq.DEALER)
+        self._own.keep(self._socket.close)
         more = ((zmq.IMMEDIATE, 1), (zmq.RECONNECT_IVL, 100), (zmq.RECONNECT_IVL_MAX, 1000))
         for option, value in (*_OPTIONS, *more):
             self._socket.setsockopt(option, value)
@@ -143,5 +149,6 @@ class AgentCall:
 
     def close(self) -> None:
         """What was sent leaves, within a second."""
+        self._own.is_closed_by_owner()
         self._socket.close()
         self._context.term()

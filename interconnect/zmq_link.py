@@ -23,6 +23,7 @@ import select
 import struct
 import time
 from collections import deque
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from superpod.interconnect.interfaces import tcp_endpoint
 from superpod.interconnect.keys import Keys
 from superpod.interconnect.link import Arrival, Broken, Buffer, Refused
 from superpod.interconnect.wire import MAX_HEADER
+from superpod.interconnect.zmq_contexts import OwnContext
 from superpod.interconnect.zmq_keys import FAILED, Doorkeeper, knock, let_in, listen
 
 INLINE = 4096  # bytes; below it a frame of its own costs more than copying the payload behind the header
@@ -76,12 +78,11 @@ class ZmqLink:
             InvalidValue: it cannot listen there.
         """
         keep_freed_memory()
-        self.rank = rank
-        self.keys, self._far, self._host = keys, between_hosts is not None, host_id()
+        self.rank, self.keys, self._far, self._host = rank, keys, between_hosts is not None, host_id()
         self._file: Path | None = None
         place = between_hosts or self._place(directory, transport)
-        self.context = zmq.Context(io_threads=1)
-        self._pid = os.getpid()
+        self._own, self._pid = OwnContext(self), os.getpid()
+        self.context = self._own.context
         self._token, self._secret = secrets.token_bytes(_TOKEN), secrets.token_bytes(_TOKEN)
         self._socket = self.context.socket(zmq.ROUTER)
         base: Any = super(zmq.Socket, self._socket)  # pyzmq's compiled half: the other half takes its time with checks
@@ -98,13 +99,19 @@ class ZmqLink:
         self._turned_away: deque[Refused] = deque()
         self._over: list[str] = []  # endpoints that this card had connected to, and must not again
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._keep()
         self._incoming, self._reports = [(self._socket, zmq.POLLIN)], [(self._monitor, zmq.POLLIN)]
         self._watched: set[int] = set()
         self._poll = select.epoll()
         for fd in (self._socket.FD, self._monitor.FD, self._wake_fd):
             self._poll.register(fd, select.EPOLLIN)
-        self._midway = False  # parts of a message are with ZeroMQ, or about to be, and the last one is not
-        self._closed = False
+        self._midway = self._closed = False  # midway: parts of a message are with ZeroMQ, and the last one is not
+
+    def _keep(self) -> None:
+        """What ends if nobody closes this link."""
+        if self._door is not None:
+            self._own.keep(self._door.close)
+        self._own.keep(self._monitor.close, self._socket.close, partial(os.close, self._wake_fd))
 
     def _configure(self) -> None:
         for option, value in (
@@ -331,6 +338,7 @@ class ZmqLink:
         if self._closed:
             return
         self._closed = True
+        self._own.is_closed_by_owner()
         if os.getpid() != self._pid:  # a forked child must leave its parent's context alone
             return
         if linger > 0:
