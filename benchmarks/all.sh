@@ -21,6 +21,7 @@ superpod-bench $blocks -n 64 -b 256K -e 64M -f 256 $peers $more -J $results/bloc
 superpod-bench latency -b 8 -e 4M -f 8 $peers -J $results/latency.json
 superpod-bench bandwidth -b 8 -e 4M -f 8 $peers -J $results/bandwidth.json
 superpod-bench launch -n 8,64,256 $peers -J $results/launch.json
+superpod-bench launch -n 64 $peers --peers-up-to 64 --turns 1 -J $results/launch-64.json
 superpod-bench ddp -n 2,8,64 -J $results/ddp.json
 # Between hosts, which are network namespaces of this machine: as root
 if [ "$(id -u)" -eq 0 ]; then
