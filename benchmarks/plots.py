@@ -90,6 +90,8 @@ def draw(rows: Sequence[Row], output: Path, title: str, kind: str = "time") -> N
     for (collective, cards), some in panels.items():
         axes = grid[collectives.index(collective)][worlds.index(cards)]
         _lines(axes, some, colours)
+        if kind == "memory":
+            axes.set(yscale="linear", ylim=(0, 1))
         axes.set_title(f"{collective}, {cards} cards" if len(collectives) > 1 else f"{cards} cards")
     grid[0][0].set_ylabel(label)
     grid[0][0].legend(frameon=False)
@@ -103,7 +105,7 @@ def _lines(axes: Axes, some: dict[str, list[tuple[int, float]]], colours: dict[s
     axes.set(xscale="log", yscale="log", xlabel="size")
     ticks = sorted({nbytes for points in some.values() for nbytes, _ in points})
     ticks = ticks[:: -(-len(ticks) // 6)]
-    axes.set_xticks(ticks, [size_text(t) for t in ticks], fontsize=7)
+    axes.set_xticks(ticks, [size_text(t) for t in ticks], fontsize=7, rotation=45)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
 
