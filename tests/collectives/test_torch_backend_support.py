@@ -30,6 +30,9 @@ def test_the_page_is_what_the_probes_give(torch_cards: TorchCards, worlds: tuple
     assert made == make_support.PAGE.read_text(), "docs/support.md is out of date: make support-table"
 
 
+GLOO_RACES = {("split_group (method of the group)", "", "")}  # mostly it gives up, and now and then it is in time
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # gloo gives up on a group that cannot be split after 25 s, twice
 def test_gloo_is_as_recorded(torch_cards: TorchCards) -> None:
@@ -38,7 +41,8 @@ def test_gloo_is_as_recorded(torch_cards: TorchCards) -> None:
         pytest.skip(f"gloo was measured with torch {version}")
     found = outcomes(torch_cards, "gloo")
     for outcome in (WORKS, WRONG):  # whether all ranks are refused, or only some, may depend on who is quicker
-        assert {p for p, one in found.items() if one == outcome} == {p for p, one in gloo.items() if one == outcome}
+        now, then = ({p for p, one in some.items() if one == outcome} for some in (found, gloo))
+        assert now - GLOO_RACES == then - GLOO_RACES
 
 
 def test_what_gloo_does_superpod_does_too() -> None:
