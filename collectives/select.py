@@ -76,7 +76,7 @@ TABLE: Mapping[str, tuple[Rule, ...]] = {  # the first rule that fits counts; th
 
 
 _FEW = (Rule(2, 16 * _K, "one_shot"), Rule(4, 64 * _K, "one_shot"), Rule(8, 16 * _K, "one_shot"))
-_MANY = (Rule(64, 4 * _K, "one_shot"), Rule(256, 1 * _K, "one_shot"))
+_MANY = (Rule(64, 4 * _K, "one_shot"), Rule(256, 512, "one_shot"))
 _LONG = (
     Rule(16, MAX, "two_shot_ordered"),
     Rule(256, 512 * _K, "two_shot_ordered"),
@@ -105,7 +105,12 @@ OWN_CORES: Mapping[str, tuple[Rule, ...]] = {  # in place of TABLE's, where ever
     "scatter": (Rule(2, MAX, "direct"), Rule(MAX, 32 * _M, "tree"), Rule(MAX, MAX, "direct")),
     "barrier": (Rule(MAX, MAX, "dissemination"),),
 }
-_EACH = (Rule(16, 8 * _K, "one_shot"), Rule(64, 2 * _K, "one_shot"), Rule(256, 512, "one_shot"))
+_EACH = (
+    Rule(8, 32 * _K, "one_shot"),
+    Rule(16, 8 * _K, "one_shot"),
+    Rule(64, 2 * _K, "one_shot"),
+    Rule(256, 512, "one_shot"),
+)
 OWN_CORES_BOARD: Mapping[str, tuple[Rule, ...]] = {  # in place of BOARD's
     "all_reduce": (*_FEW, *_EACH, Rule(2, MAX, "two_shot_ordered"), Rule(256, MAX, "two_shot")),
 }
