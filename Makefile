@@ -3,7 +3,7 @@
 VENV := .venv
 PEERS := .peers
 BIN := $(VENV)/bin
-PACKAGE := pyproject.toml setup.py constraints.txt interconnect/_board.c
+PACKAGE := pyproject.toml setup.py constraints.txt $(wildcard */*.[ch])
 
 # The interpreter that .venv is made with: PYTHON=... if given, else the first of these that runs and is new enough.
 CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python

@@ -1,19 +1,25 @@
-"""The one part of superpod that is compiled: optional, so that an installation without a C compiler does without it."""
+"""The parts of superpod that are compiled: optional, so that an installation without a C compiler does without them."""
 
 from setuptools import Extension, setup
 
 STABLE = "0x030B0000"  # CPython 3.11's stable interface: one build serves it and all that come after it
 
+
+def compiled(folder: str, name: str) -> Extension:
+    """The module of this name in a folder, made from the C file beside it."""
+    return Extension(
+        f"superpod.{folder}.{name}",
+        [f"{folder}/{name}.c"],
+        depends=["interconnect/_board.h"],
+        include_dirs=["interconnect"],
+        define_macros=[("Py_LIMITED_API", STABLE)],
+        extra_compile_args=["-O3"],
+        py_limited_api=True,
+        optional=True,
+    )
+
+
 setup(
-    ext_modules=[
-        Extension(
-            "superpod.interconnect._board",
-            ["interconnect/_board.c"],
-            define_macros=[("Py_LIMITED_API", STABLE)],
-            extra_compile_args=["-O3"],
-            py_limited_api=True,
-            optional=True,
-        )
-    ],
+    ext_modules=[compiled("interconnect", "_board"), compiled("collectives", "_express")],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

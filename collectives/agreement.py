@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 from superpod.collectives.call import group_ident
 from superpod.collectives.execute import COLLECTIVE_TAG
@@ -45,6 +46,11 @@ class Agreement:
         """Whether `begin` would raise, or has to look closer before it knows."""
         group = self.group
         return group.failure is not None or group.due < inf or bool(self._asked)
+
+    def compiled(self, text: str) -> dict[str, Any]:
+        """What compiled code needs to begin and end calls of these words: see _express.c."""
+        own = {"agreement": self, "group": self.group, "asked": self._asked, "recorded": self.recorded}
+        return own | self._recorder.compiled(text)
 
     def begin(self, text: str, nbytes: int, started: float, place: Place | None) -> int:
         """Number a collective that this card now calls.

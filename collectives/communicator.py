@@ -66,12 +66,12 @@ class Communicator(CommunicatorBase):
         timeout: float | None = None,
     ) -> Any:
         """Reduce over all ranks; every rank gets the result, in place or in `out` (same shape and dtype)."""
-        opts = Options.of("all_reduce", algorithm, timeout)
         key = None
-        if out is None and not async_op and opts is NO_OPTIONS and lies_flat(array):
+        if algorithm is None and timeout is None and out is None and not async_op and type(array) is np.ndarray:
             express = self._expresses.get(key := (op, array.dtype, array.size))
-            if express is not None and express.run(array if array.ndim == 1 else array.reshape(-1)):
+            if express is not None and express.run(array):
                 return array
+        opts = Options.of("all_reduce", algorithm, timeout)
         operation_ = operation(op, checked(array).dtype)
         target = writable(array) if out is None else shaped(out, array.shape, array.dtype)
 
@@ -128,7 +128,7 @@ class Communicator(CommunicatorBase):
         key = None
         if not async_op and opts is NO_OPTIONS and lies_flat(array):
             express = self._expresses.get(key := ("broadcast", root, array.dtype, array.size))
-            if express is not None and express.run(array.reshape(-1).view(np.uint8)):
+            if express is not None and express.run(array):
                 return array
         text = label(checked(array) if at_root else writable(array))
 
@@ -156,7 +156,7 @@ class Communicator(CommunicatorBase):
             express = self._expresses.get(key := ("all_gather", array.dtype, array.size))
             if express is not None:
                 target[self.rank] = array
-                if express.run(target.reshape(-1).view(np.uint8)):
+                if express.run(target):
                     return target
         text = label(array)
 
@@ -189,7 +189,7 @@ class Communicator(CommunicatorBase):
         key = None
         if not async_op and opts is NO_OPTIONS and lies_flat(array) and (out is None or lies_apart(out, array)):
             express = self._expresses.get(key := ("reduce_scatter", op, array.dtype, array.size))
-            if express is not None and express.run(array.reshape(-1), into=target.reshape(-1)):
+            if express is not None and express.run(array, into=target):
                 return target
         operation_, text = operation(op, array.dtype), label(array)
         taking = lies_apart(target, array) and operation_.wide == array.dtype
@@ -226,7 +226,7 @@ class Communicator(CommunicatorBase):
         key = None
         if not async_op and opts is NO_OPTIONS and lies_flat(target) and not np.may_share_memory(array, target):
             express = self._expresses.get(key := ("all_to_all", array.dtype, array.size))
-            if express is not None and express.run(flat_view(array).view(np.uint8), target.reshape(-1).view(np.uint8)):
+            if express is not None and express.run(array, target):
                 return target
         text = label(array)
 

@@ -6,20 +6,15 @@ with compiled code and cards without meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 from superpod.collectives.call import Prepared
-from superpod.collectives.execute import Array, even_bounds
+from superpod.collectives.execute import even_bounds
 from superpod.collectives.fused import FUSED, is_relay, star_is_relay, takes_one_meeting
 from superpod.collectives.operations import Operation
 from superpod.collectives.table import Table
 from superpod.interconnect.board import KINDS, Exchange
 
-Move = Callable[[Sequence[Any], Array | None], Exchange]
-"""The arrays of a call, or the address of the only one, and where its block goes → what this card does at a meeting."""
-Moves = tuple[Move | None, ...]
-"""A card's meetings; None: here comes what goes between hosts."""
+Moves = tuple[Exchange | None, ...]
+"""A card's meetings; None: here comes what goes between hosts. Array 0 is the call's first, array 1 the other one."""
 
 
 def moves_for(prepared: Prepared, table: Table, op: Operation | None) -> Moves:
@@ -37,22 +32,22 @@ def moves_for(prepared: Prepared, table: Table, op: Operation | None) -> Moves:
     block = nbytes // n if call.collective in ("all_gather", "all_to_all", "reduce_scatter") else nbytes
     if not takes_one_meeting(call.collective, algorithm, n, table.slot, block):
         return ()
-    own, root = rank * block, call.root
+    own = rank * block
     match call.collective:
         case "barrier":
-            return (lambda spaces, into: Exchange(None, 0, 0, None, 0, 0),)
-        case "broadcast" if rank == root:
-            return (lambda spaces, into: Exchange(spaces[0], block, 0, None, 0, 0),)
+            return (Exchange(),)
+        case "broadcast" if rank == call.root:
+            return (Exchange(give=0, given=block),)
         case "broadcast":
-            return (lambda spaces, into: Exchange(None, 0, 0, spaces[0], 0, block, root),)
+            return (Exchange(into=0, nbytes=block, root=call.root),)
         case "all_gather":
-            return (lambda spaces, into: Exchange(spaces[0][own : own + block], block, 0, spaces[0], 0, block),)
+            return (Exchange(give=0, start=own, given=block, into=0, nbytes=block),)
         case "all_to_all":
-            return (lambda spaces, into: Exchange(spaces[0], nbytes, 0, spaces[1], own, block),)
+            return (Exchange(give=0, given=nbytes, into=1, offset=own, nbytes=block),)
         case "all_reduce" if kind:
-            return (lambda spaces, into: Exchange(spaces[0], nbytes, kind, spaces[0], 0, nbytes),)
+            return (Exchange(give=0, given=nbytes, kind=kind, into=0, nbytes=nbytes),)
         case "reduce_scatter" if kind:
-            return (lambda spaces, into: Exchange(spaces[0], nbytes, kind, into, own, block),)
+            return (Exchange(give=0, given=nbytes, kind=kind, into=1, offset=own, nbytes=block),)
     return ()
 
 
@@ -62,14 +57,10 @@ def _two_shot(n: int, rank: int, nbytes: int, itemsize: int, kind: int, slot: in
         return ()
     base, longer = divmod(nbytes // itemsize, n)
     first, last = even_bounds(nbytes // itemsize, n)[rank : rank + 2]
-    offset, chunk, each = first * itemsize, (last - first) * itemsize, base * itemsize
-
-    def own(array: Any) -> Any:
-        return array + offset if isinstance(array, int) else array[first:last]
-
+    at, chunk, each = first * itemsize, (last - first) * itemsize, base * itemsize
     return (
-        lambda spaces, into: Exchange(spaces[0], nbytes, kind, own(spaces[0]), offset, chunk),
-        lambda spaces, into: Exchange(own(spaces[0]), chunk, 0, spaces[0], 0, each, -1, longer, itemsize),
+        Exchange(give=0, given=nbytes, kind=kind, into=0, at=at, offset=at, nbytes=chunk),
+        Exchange(give=0, start=at, given=chunk, into=0, nbytes=each, longer=longer, more=itemsize),
     )
 
 
@@ -77,13 +68,7 @@ def _leaders(n: int, rank: int, nbytes: int, kind: int, slot: int) -> Moves:
     """The first card of a host adds up, and hands out what comes from between the hosts."""
     if nbytes > slot or star_is_relay(n, nbytes):
         return ()
+    own = Exchange(give=0, given=nbytes)
     if rank > 0:
-        return (
-            lambda spaces, into: Exchange(spaces[0], nbytes, 0, None, 0, 0),
-            lambda spaces, into: Exchange(None, 0, 0, spaces[0], 0, nbytes, 0),
-        )
-    return (
-        lambda spaces, into: Exchange(spaces[0], nbytes, kind, spaces[0], 0, nbytes),
-        None,
-        lambda spaces, into: Exchange(spaces[0], nbytes, 0, None, 0, 0),
-    )
+        return (own, Exchange(into=0, nbytes=nbytes, root=0))
+    return (own._replace(kind=kind, into=0, nbytes=nbytes), None, own)

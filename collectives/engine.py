@@ -21,7 +21,7 @@ from superpod.collectives.agreement import Agreement
 from superpod.collectives.call import Call as Call
 from superpod.collectives.call import Prepared, interrupted, message_text, words_of
 from superpod.collectives.execute import COLLECTIVE_TAG, Array, Bounds, Circumstances, Plan, bind, room_for, run
-from superpod.collectives.express import Express
+from superpod.collectives.express import ShortWay, short_way
 from superpod.collectives.fused import Fused, Task, fused
 from superpod.collectives.fused_hosts import on_hosts
 from superpod.collectives.hosts import Layout, OnHosts
@@ -77,7 +77,7 @@ class Engine:
         self._selector = selector
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
         self._latest: Prepared | None = None  # that was run last
-        self.expresses: dict[Any, Express] = {}  # short ways, by what their users know the calls by
+        self.expresses: dict[Any, ShortWay] = {}  # short ways, by what their users know the calls by
         self._recorder = recorder or Recorder(0)
         self.meeting = 0  # the thread that is at the board
         self._messages = count()
@@ -259,7 +259,7 @@ class Engine:
         if op is None or op.factor is None:
             if len(self.expresses) >= _PREPARED:
                 self.expresses.clear()
-            self.expresses[key] = Express(self, prepared, self._table, op)
+            self.expresses[key] = short_way(self, prepared, self._table, op)
 
     def _sit(self, text: str, sequence: int, seconds: float) -> Table:
         """Meet the others at the group's board for the first time, for the call of these words and this number."""

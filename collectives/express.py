@@ -1,8 +1,10 @@
 """The short way for a collective that a card makes again and again: what Engine.issue and Engine.run do, in few steps.
 
 A small collective on a board takes a few microseconds; the general way, which finds out anew what kind of call it is,
-takes three times as long, and more when 64 cards share the caches. It is for synchronous calls on a board, where
+takes ten times as long, and more when 64 cards share the caches. It is for synchronous calls on a board, where
 nothing is in the way; all else goes the long way, and both meet at the same board with the same stamps.
+
+There are two: a Lane (_express.c) for what compiled code does from end to end, and Express for the rest.
 """
 
 from __future__ import annotations
@@ -11,13 +13,14 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from superpod.collectives.agreement import Agreement
+from superpod.collectives.arrays import lies_flat
 from superpod.collectives.call import Prepared
-from superpod.collectives.compiled import moves_for
+from superpod.collectives.compiled import Moves, moves_for
 from superpod.collectives.execute import Array, room_for, run
 from superpod.collectives.fused import Task
 from superpod.collectives.operations import Operation
@@ -26,6 +29,11 @@ from superpod.collectives.select import Choice
 from superpod.collectives.statistics import Ledger
 from superpod.collectives.table import Table
 from superpod.collectives.work import Worker
+
+try:
+    from superpod.collectives._express import Lane
+except ImportError:  # there was no C compiler where superpod was installed
+    Lane = None  # type: ignore[assignment, misc]
 
 
 class Host(Protocol):
@@ -43,43 +51,75 @@ class Host(Protocol):
     def fail(self, error: BaseException, text: str) -> None: ...
 
 
-class Express:
-    """One kind of call, ready: of one collective, length, dtype and operation."""
+def short_way(engine: Host, prepared: Prepared, table: Table, op: Operation | None) -> ShortWay:
+    """One kind of call, ready: of one collective, length, dtype and operation.
 
-    __slots__ = (
-        "_agreement",
-        "_caller",
-        "_choice",
-        "_engine",
-        "_moves",
-        "_nbytes",
-        "_op",
-        "_prepared",
-        "_row",
-        "_table",
-        "_text",
+    Args:
+        prepared: the call, which is fused.
+        table: of all its ranks on this host.
+        op: if it reduces, in its dtype.
+    """
+    moves = moves_for(prepared, table, op)
+    if Lane is None or not moves or None in moves:
+        return Express(engine, prepared, table, op, moves)
+    call, text = prepared.call, prepared.where.text
+    return Lane(
+        engine=engine,
+        worker=engine.worker,
+        acquire=engine.order.acquire,
+        release=engine.order.release,
+        place=Caller().place,
+        text=text,
+        nbytes=call.nbytes,
+        choice=prepared.choice,
+        row=_row(engine, prepared),
+        late=partial(_late, table, text, engine),
+        failed=partial(_failed, engine, call.collective),
+        moves=moves,
+        arrays=1 + max(max(move.give, move.into) for move in moves if move is not None),
+        **engine.agreement.compiled(text),
+        **table.compiled(text),
     )
 
-    def __init__(self, engine: Host, prepared: Prepared, table: Table, op: Operation | None) -> None:
-        """`prepared`: the call, which is fused; `table`: of all its ranks; `op`: if it reduces, in its dtype."""
-        self._engine, self._agreement, self._table = engine, engine.agreement, table
-        self._prepared, self._choice, self._op = prepared, prepared.choice, op
-        self._text, self._nbytes = prepared.where.text, prepared.call.nbytes
-        self._caller = Caller()
-        self._moves = moves_for(prepared, table, op)
-        self._row = engine.ledger.setdefault((prepared.call.collective, prepared.choice.algorithm), [0, 0, 0.0])
 
-    @property
-    def by_address(self) -> bool:
-        """Whether a call may be given the address of its array instead of the array."""
-        return bool(self._moves) and None not in self._moves and self._prepared.call.collective == "all_reduce"
+def _row(engine: Host, prepared: Prepared) -> list[float]:
+    return engine.ledger.setdefault((prepared.call.collective, prepared.choice.algorithm), [0, 0, 0.0])
 
-    def run(self, *spaces: Any, into: Array | None = None) -> bool:
-        """Carry the call out on the arrays that Engine.run would be given, or on the address of the only one.
 
-        Returns False, and has done nothing, if something is in the way, such as calls that were issued before.
+def _late(table: Table, text: str, engine: Host, sequence: int) -> None:
+    table.late(text, sequence, engine.timeout)
+
+
+def _failed(engine: Host, collective: str, error: BaseException) -> None:
+    """The call that had begun raised this."""
+    engine.agreement.fail()
+    engine.fail(error, collective)
+
+
+class Express:
+    """The short way in Python."""
+
+    __slots__ = ("_caller", "_engine", "_moves", "_op", "_prepared", "_row", "_table")
+
+    def __init__(self, engine: Host, prepared: Prepared, table: Table, op: Operation | None, moves: Moves) -> None:
+        """Arguments as for `short_way`; `moves`: its meetings, if compiled code does them."""
+        self._engine, self._table, self._prepared, self._op, self._moves = engine, table, prepared, op, moves
+        self._caller, self._row = Caller(), _row(engine, prepared)
+
+    def run(self, *arrays: Array, into: Array | None = None) -> bool:
+        """Carry the call out.
+
+        Args:
+            arrays: what a communicator's method of this name is given, in whole; the way knows its lengths.
+            into: where this rank's block of a reduce_scatter goes.
+        Returns:
+            False, and has done nothing, if something is in the way, such as calls that were issued before, or an array
+            that is not contiguous.
         """
-        engine, agreement = self._engine, self._agreement
+        if not all(map(lies_flat, arrays)):
+            return False
+        spaces = tuple(array.reshape(-1) if self._op else array.reshape(-1).view(np.uint8) for array in arrays)
+        engine, agreement, prepared = self._engine, self._engine.agreement, self._prepared
         place = self._caller.place()
         with engine.order:
             if engine.meeting or engine.worker.outstanding or agreement.trouble():
@@ -87,26 +127,25 @@ class Express:
             engine.meeting = get_ident()
             start = time.perf_counter()
             try:
-                sequence = agreement.begin(self._text, self._nbytes, start, place)
+                sequence = agreement.begin(prepared.where.text, prepared.call.nbytes, start, place)
                 for move in self._moves:
                     if move is None:
                         self._across(spaces, sequence)
                     else:
-                        self._table.exchange(self._text, sequence, engine.timeout, move(spaces, into))
+                        self._table.exchange(prepared.where.text, sequence, engine.timeout, move, spaces)
                 if not self._moves:
-                    self._meet(spaces, sequence, into)
+                    self._meet(spaces, sequence, None if into is None else into.reshape(-1))
             except BaseException as error:
-                agreement.fail()
-                engine.fail(error, self._prepared.call.collective)
+                _failed(engine, prepared.call.collective, error)
                 raise
             finally:
                 engine.meeting = 0
             ended = time.perf_counter()
             agreement.end(ended)
-            engine.last = self._choice
+            engine.last = prepared.choice
             row = self._row
             row[0] += 1
-            row[1] += self._nbytes
+            row[1] += prepared.call.nbytes
             row[2] += ended - start
         return True
 
@@ -120,7 +159,7 @@ class Express:
     def _meet(self, spaces: Sequence[Array], sequence: int, into: Array | None) -> None:
         prepared, op, seconds = self._prepared, self._op, self._engine.timeout
         assert prepared.fused is not None
-        self._table.call(self._text, sequence, seconds)
+        self._table.call(prepared.where.text, sequence, seconds)
         reduce, plan = None if op is None else op.ufunc, prepared.plan
         spaces = room_for(plan, spaces, apart=False)
         with np.errstate(all="ignore"):
@@ -128,3 +167,6 @@ class Express:
             prepared.fused(self._table, Task(spaces, prepared.banks, reduce, prepared.call.root, across, into))
         if op is not None and prepared.call.collective in ("all_reduce", "reduce_scatter"):
             op.finish(spaces[0] if into is None else into, self._engine.world_size)
+
+
+ShortWay: TypeAlias = "Express | Lane"

@@ -52,16 +52,20 @@ def is_foreign(file: str) -> bool:
 
 
 class Caller:
-    """Finds the place in the user's code from which it was called, through whatever libraries."""
+    """Finds the place in the user's code from which it was called, through whatever libraries.
+
+    Attributes:
+        depth: how many frames further out the user's code was found last, and where it mostly is the next time.
+    """
 
     def __init__(self) -> None:
         self._last: Place | None = None  # given again if it is the same, so that it can be told by identity
-        self._depth = 1  # at which the user's code was found last, and where it mostly is the next time
+        self.depth = 1
 
     def place(self) -> Place | None:
         """None when no frame is the user's."""
         try:
-            inner = sys._getframe(self._depth)
+            inner = sys._getframe(self.depth)
         except ValueError:  # the stack is not that deep
             return self._search()
         if (frame := inner.f_back) is not None and _foreign.get(inner.f_code.co_filename):
@@ -82,7 +86,7 @@ class Caller:
             if foreign is None:
                 foreign = is_foreign(code.co_filename)
             if inner and not foreign:
-                self._depth = depth
+                self.depth = depth
                 return code, frame.f_lasti
             depth, inner, frame = depth + 1, foreign, frame.f_back
         return None

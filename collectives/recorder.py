@@ -118,8 +118,8 @@ class Recorder:
         self._latest = serial = next(self._serials)
         seen = self._seen
         if place is not seen[0]:  # most calls of a loop come from one place
-            seen = self._seen = place, b"" if place is None else self._place(place)
-        what = self._texts.get(text) or self._text(text)
+            seen = self._seen = place, self.place_bytes(place)
+        what = self._texts.get(text) or self.text_bytes(text)
         at = _HEAD + serial % self.slots * _SIZE
         _pack(self._memory, at, serial + 1, number, nbytes, started, 0.0, state, kind, group, what, seen[1])
         return serial
@@ -136,7 +136,15 @@ class Recorder:
         elif self._latest - serial < self.slots:
             self._memory[_STATE_AT + _HEAD + serial % self.slots * _SIZE] = state
 
-    def _place(self, place: Place) -> bytes:
+    def compiled(self, text: str) -> dict[str, Any]:
+        """What compiled code needs to note that calls of these words begin and end: see _express.c."""
+        memory = {"memory": self._memory, "head": _HEAD, "serials": self._serials}
+        return {"recorder": self, "label": self.text_bytes(text), "words": self.place_bytes} | memory
+
+    def place_bytes(self, place: Place | None) -> bytes:
+        """A place as a slot has it."""
+        if place is None:
+            return b""
         code, offset = place
         known = self._places.get((id(code), offset))
         if known is None:
@@ -145,7 +153,8 @@ class Recorder:
             known = self._places[id(code), offset] = _cut_front(words(place), _PLACE), code
         return known[0]
 
-    def _text(self, text: str) -> bytes:
+    def text_bytes(self, text: str) -> bytes:
+        """A call in words as a slot has it."""
         if len(self._texts) > _MOST_TEXTS:
             self._texts.clear()
         raw = self._texts[text] = _cut(text, _TEXT)

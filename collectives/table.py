@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from math import inf
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -53,7 +53,9 @@ _AMONG_HOSTS = _Waits((0.0001, 0.0001), 0.02)  # messages come first: whoever wa
 class Table:
     """One card's seat. Satisfies Meeting (see fused.py). One thread at a time, but `absent` from any.
 
-    Attributes: among_hosts: whether these cards are one host's, and others come between their meetings.
+    Attributes:
+        among_hosts: whether these cards are one host's, and others come between their meetings.
+        board: where they meet.
     """
 
     def __init__(
@@ -83,19 +85,19 @@ class Table:
         self.slot = slot_bytes(self.world_size)
         name = f"board/{group.ident}/{group.life}"  # a group may be made again under its old name
         if self.rank == 0:
-            self._board = Board.create(0, self.world_size, self.slot)
-            mesh.publish(name, self._board.address)
+            self.board = Board.create(0, self.world_size, self.slot)
+            mesh.publish(name, self.board.address)
         else:
             (host,) = self._asked([0])
             address = mesh.find_named(name, group, host, seconds)
             mesh.look(group, [host], probe=False)  # it may be over by now
             try:
-                self._board = Board.open(address, self.rank, self.world_size, self.slot)
+                self.board = Board.open(address, self.rank, self.world_size, self.slot)
             except OSError as error:
                 self._miss(host, error)
-            self._board.close_descriptor()
-        group.parting = lambda job: self._board.depart(job=job)
-        self.begin = self._board.begin
+            self.board.close_descriptor()
+        group.parting = lambda job: self.board.depart(job=job)
+        self.begin = self.board.begin
         self._tag, self._end, self._limit = 0, 0.0, 0.0
         self._patience, self._nap = _AMONG_HOSTS if among_hosts else _HERE
         self._waiting: list[int] | None = None  # while it sleeps: whom it needs, if all have come
@@ -123,24 +125,32 @@ class Table:
 
     @property
     def native(self) -> bool:
-        """Whether `exchange` can be called."""
-        return self._board.native
+        """Whether there is compiled code, so that `exchange` can be called."""
+        return self.board.seat is not None
 
-    def exchange(self, text: str, sequence: int, seconds: float, what: Exchange) -> None:
-        """`call` and the whole of a collective in one meeting, see Board.exchange. Raises what Mesh.wait raises."""
-        self._text, self._sequence, self._limit = text, sequence, seconds
-        tag = _crc(text) + sequence * _ODD & 0xFFFFFFFF
-        wanted = self._board.exchange(tag, text, what, *self._patience)
-        if wanted is not None:
-            self._end = time.monotonic() + seconds - self._patience[1]
-            self._wait(partial(self._board.sleep, wanted), [])
-            self._board.take(what)
+    def compiled(self, text: str) -> dict[str, Any]:
+        """What compiled code needs to meet for calls of these words: see _express.c."""
+        waits = dict(zip(("patience", "seconds"), self._patience, strict=True))
+        return {"seat": self.board.seat, "board": self.board, "crc": _crc(text)} | waits
+
+    def exchange(self, text: str, sequence: int, seconds: float, what: Exchange, arrays: tuple[Any, ...]) -> None:
+        """`call` and a meeting, see Board.exchange. Raises what Mesh.wait raises."""
+        self.call(text, sequence, seconds)
+        if not self.board.exchange(self._tag, text, what, arrays, *self._patience):
+            self._wait(partial(self.board.sleep, self.board.wanted), [])
+            self.board.take(what, arrays)
+
+    def late(self, text: str, sequence: int, seconds: float) -> None:
+        """Not all have come to an exchange within the first `seconds` of `compiled`. Returns or raises as `meet`."""
+        self.call(text, sequence, seconds - self._patience[1])
+        self._limit = seconds
+        self._wait(partial(self.board.sleep, self.board.wanted), [])
 
     def meet(self) -> None:
         """Raises what Mesh.wait raises."""
-        wanted = self._board.come(self._tag, self._text)
-        if not self._board.watch(wanted, *self._patience):
-            self._wait(partial(self._board.sleep, wanted), [])
+        wanted = self.board.come(self._tag, self._text)
+        if not self.board.watch(wanted, *self._patience):
+            self._wait(partial(self.board.sleep, wanted), [])
 
     def window(self, array: Array) -> Window | None:
         """See Meeting. Raises what Mesh.wait raises."""
@@ -150,30 +160,30 @@ class Table:
 
     def _unreadable(self, rank: int, error: OSError) -> NoReturn:
         """An array in a window cannot be read: its card is gone, most likely. Raises why."""
-        self._board.withdraw()
+        self.board.withdraw()
         (peer,) = self._asked([rank])
         self._lose(peer, f"rank {peer.peer}'s array cannot be read by rank {self._mesh.rank} ({error.strerror})")
 
     def relay(self, pieces: int) -> Array:
         """See Meeting. The counts of all relays go on from one another, so none is ever taken back."""
-        room = self._board.room()
+        room = self.board.room()
         self._past, self._told = self._told, self._told + pieces
-        self._board.come(self._tag, self._text)
+        self.board.come(self._tag, self._text)
         return room
 
     def tell(self, count: int, wakes: int | None = None) -> None:
         """See Meeting."""
-        self._board.tell(self._past + count, wakes)
+        self.board.tell(self._past + count, wakes)
 
     def wait_for(self, rank: int, count: int) -> None:
         """Raises what Mesh.wait raises."""
         count += self._past
-        if not self._board.watch_for(rank, count, self._patience[0]):
-            self._wait(partial(self._board.sleep_for, rank, count), [rank])
+        if not self.board.watch_for(rank, count, self._patience[0]):
+            self._wait(partial(self.board.sleep_for, rank, count), [rank])
 
     def leave(self) -> None:
         """The group is over."""
-        self._board.close_descriptor()
+        self.board.close_descriptor()
 
     def absent(self) -> list[int]:
         """The ranks, in the mesh, that this card is waiting for."""
@@ -185,7 +195,7 @@ class Table:
         try:
             self._sleep(sleep)
         except BaseException:
-            self._board.withdraw()
+            self.board.withdraw()
             raise
         finally:
             self._waiting = None
@@ -195,9 +205,9 @@ class Table:
         probe_at, look_at, nap = start + PROBE_AFTER, start + _LOOKS, self._nap
         while not sleep(min(nap, max(self._end - now, 0.001))):
             now = time.monotonic()
-            for rank, job in self._board.departed().items():
+            for rank, job in self.board.departed().items():
                 self._mesh.note_departure(self._group, self._ranks[rank], job=job)
-            odd = self._board.at_odds() if self._group.due == inf else None
+            odd = self.board.at_odds() if self._group.due == inf else None
             if odd is not None:
                 self._group.suspect(self._mismatch(*odd))  # the other one, asked now, knows where its call was made
                 self._mesh.look(self._group, self._asked([odd[0]]), probe=True)
@@ -223,7 +233,7 @@ class Table:
         return self._asked(self._late())
 
     def _late(self) -> list[int]:
-        return self._board.absent() or self._waiting or []
+        return self.board.absent() or self._waiting or []
 
     def _asked(self, ranks: Sequence[int]) -> list[Receive]:
         ident, number, text = self._group.ident, self._sequence, self._text

@@ -20,6 +20,7 @@ from torch import Tensor
 from superpod.collectives import flat
 from superpod.collectives.arrays import lies_apart
 from superpod.collectives.engine import Engine
+from superpod.collectives.express import Express
 from superpod.collectives.flat import Options
 from superpod.collectives.operations import Operation
 from superpod.collectives.torch_backend_base import GroupBase, blocks_of, only
@@ -44,6 +45,7 @@ from superpod.collectives.torch_backend_work import ENDED, TorchWork, last_of
 from superpod.interconnect.errors import InvalidValue
 
 _c10d: Any = dist.distributed_c10d
+_Options: Any = dist.AllreduceOptions
 
 
 class CollectiveGroup(GroupBase):
@@ -58,11 +60,11 @@ class CollectiveGroup(GroupBase):
     def allreduce(
         self, tensors: list[Tensor] | Tensor, opts: Any = None, timeout: Any = None, *, op: Any = None
     ) -> TorchWork:
-        tensor = only(tensors)
-        opts = options(dist.AllreduceOptions, opts, op, timeout)
-        reduce, limit = reduction(opts.reduceOp, tensor.dtype), limits(opts)
-        if self._at_once(opts) and limit is GROUPS_OWN and self._by_express(tensor, reduce):
+        if type(opts) is _Options and not opts.asyncOp and self._block is None and self._by_express(tensors, opts):
             return ENDED
+        tensor = only(tensors)
+        opts = options(_Options, opts, op, timeout)
+        reduce, limit = reduction(opts.reduceOp, tensor.dtype), limits(opts)
         if tensor.layout is torch.strided:
             check(tensor)
             action = partial(_all_reduce, self._engine, tensor, reduce, limit)
@@ -71,12 +73,19 @@ class CollectiveGroup(GroupBase):
             action = partial(sparse_all_reduce, self._engine, tensor, limit)
         return self._issue("all_reduce", action, opts, [tensor])
 
-    def _by_express(self, tensor: Tensor, op: Operation) -> bool:
+    def _by_express(self, tensors: list[Tensor] | Tensor, opts: Any) -> bool:
         """Whether the all_reduce has gone the short way (express.py)."""
-        express = self._engine.expresses.get((op, tensor.dtype, tensor.numel()))
-        if express is None or not lies_flat(tensor) or not tensor.is_cpu:
+        tensor = tensors[0] if type(tensors) is list and len(tensors) == 1 else tensors
+        if not isinstance(tensor, Tensor):
             return False
-        done = express.run(tensor.data_ptr() if express.by_address else own_numbers(tensor))
+        express = self._engine.expresses.get((reduction(opts.reduceOp, tensor.dtype), tensor.dtype, tensor.numel()))
+        if express is None or not lies_flat(tensor) or not tensor.is_cpu or limits(opts) is not GROUPS_OWN:
+            return False
+        if isinstance(express, Express):
+            numbers = own_numbers(tensor)
+            done = numbers is not None and express.run(numbers)
+        else:
+            done = express.run(tensor.data_ptr())
         self._issued += done
         return done
 

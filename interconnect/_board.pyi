@@ -6,6 +6,7 @@ class Seat:
     def __init__(
         self,
         memory: memoryview,
+        state: memoryview,
         rank: int,
         world_size: int,
         slot: int,
@@ -19,23 +20,6 @@ class Seat:
     def come(self, half: int, stamp: int, /) -> bool: ...
     def watch(self, half: int, stamp: int, patience: float, seconds: float, /) -> bool: ...
     def meet(
-        self,
-        slots: int,
-        half: int,
-        stamp: int,
-        patience: float,
-        seconds: float,
-        give: Any,
-        given: int,
-        kind: int,
-        into: Any,
-        offset: int,
-        nbytes: int,
-        root: int,
-        longer: int,
-        more: int,
-        /,
+        self, tag: int, exchange: tuple[int, ...], arrays: tuple[Any, ...], patience: float, seconds: float, /
     ) -> bool: ...
-    def take(
-        self, slots: int, kind: int, into: Any, offset: int, nbytes: int, root: int, longer: int, more: int, /
-    ) -> None: ...
+    def take(self, exchange: tuple[int, ...], arrays: tuple[Any, ...], /) -> None: ...

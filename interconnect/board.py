@@ -49,6 +49,7 @@ _LINE = 64
 _POST, _BELL = 2 * _LINE // 8, _LINE // 8  # in words: from one card's post to the next, and to the bell in it
 _TOKEN, _TOKEN_BYTES = 16, 16  # where in the first line the board's own name lies, and how long it is
 _CLOSED_GROUP, _LEFT_JOB = 1, 2
+_MEETINGS, _SET, _STAMP, _STATE = range(4)  # a card's own words: how many there were, the slots of this one, its stamp
 _SPINS = 500  # looks at the stamps before giving way, some 10 µs, if every card has a core of its own
 KINDS = {"float32": ord("f"), "float64": ord("d")} | {
     f"{sign}int{bits}": ord(kind) for sign in ("", "u") for bits, kind in ((32, "i"), (64, "l"))
@@ -57,23 +58,25 @@ KINDS = {"float32": ord("f"), "float64": ord("d")} | {
 
 
 class Exchange(NamedTuple):
-    """What a card gives at a meeting, and takes when all have come.
+    """What a card gives at a meeting, and takes when all have come. Arrays are numbered in a call; -1: none.
 
     Attributes:
-        give, given: a contiguous array or its address, for the beginning of the slot, and its bytes; None: nothing.
+        give, start, given: the array for the beginning of the slot, from where in it, and how much [B].
         kind: one of KINDS: the sum of all slots is taken, from rank 0's to the last, as numpy adds them up; 0: copies.
-        into: a contiguous array or its address, where that goes; None: nothing is taken.
+        into, at: the array where that goes, and where in it [B].
         offset, nbytes: what of a slot is taken [B].
         root: whose slot is copied; -1: all slots, one after the other.
         longer, more: of the first so many slots as many bytes more are copied, if all are.
     """
 
-    give: Any
-    given: int
-    kind: int
-    into: Any
-    offset: int
-    nbytes: int
+    give: int = -1
+    start: int = 0
+    given: int = 0
+    kind: int = 0
+    into: int = -1
+    at: int = 0
+    offset: int = 0
+    nbytes: int = 0
     root: int = -1
     longer: int = 0
     more: int = 0
@@ -95,8 +98,7 @@ class Board:
         `native`: with compiled code, where there is some.
         """
         self.rank, self.world_size, self.slot = rank, world_size, slot
-        self.meetings = 0
-        self._set = self._stamp = 0
+        self._state = np.zeros(_STATE, np.uint64).data  # as compiled code has it, too
         self._fd = descriptor
         whole = np.frombuffer(memory.view, np.uint8)
         head = _head(world_size)
@@ -108,12 +110,12 @@ class Board:
         base = _LINE + _round(world_size, _LINE)
         self._departed = whole[base : base + world_size]
         base += _round(world_size, _LINE)
-        self._seat: Seat | None = None
+        self.seat: Seat | None = None
         if native and Seat is not None:
             spins = _SPINS if world_size <= cores() else 0
             places = {"asleep": _LINE, "stamps_0": base, "stamps_1": base + words}
             rooms = {"slots_0": head, "slots_1": head + slot * world_size}
-            self._seat = Seat(memory.view, rank, world_size, slot, **places, **rooms, spins=spins)
+            self.seat = Seat(memory.view, self._state, rank, world_size, slot, **places, **rooms, spins=spins)
         stamps = [whole[base + i * words : base + i * words + 8 * world_size] for i in range(2)]
         self._own_stamps = [part.view(np.uint64)[rank : rank + 1] for part in stamps]
         self._stamps = [part.data for part in stamps]
@@ -174,8 +176,8 @@ class Board:
 
     def begin(self) -> Bytes:
         """The other set of slots, shape (world_size, slot): write into your own row, then come to a meeting."""
-        self._set ^= 1
-        return self._slots[self._set]
+        self._state[_SET] ^= 1
+        return self._slots[self._state[_SET]]
 
     def come(self, tag: int, text: str) -> bytes:
         """Say that this card has written its slot. Returns what all stamps together must be.
@@ -184,9 +186,12 @@ class Board:
             tag: 32 bits, equal on all cards if and only if their calls are.
             text: the call in words, for those who find that it is another one than theirs.
         """
-        half, stamp, wanted = self._next_stamp(tag, text)
-        if self._seat is not None:
-            self._seat.come(half, stamp)
+        self._say(text)
+        self._state[_MEETINGS] = meetings = self.meetings + 1
+        self._state[_STAMP] = stamp = (meetings & 0xFFFFFFFF) << 32 | tag
+        half, wanted = meetings & 1, self.wanted
+        if self.seat is not None:
+            self.seat.come(half, stamp)
             return wanted
         self._own_stamps[half][0] = stamp
         with self._fence:  # an atomic operation: a full fence
@@ -196,41 +201,44 @@ class Board:
             futex.wake(self._address)
         return wanted
 
-    def _next_stamp(self, tag: int, text: str) -> tuple[int, int, bytes]:
-        """Of the next meeting: where stamps lie, this card's, and all of them together."""
+    def _say(self, text: str) -> None:
         if text is not self._text:
             encoded = text.encode(errors="replace")[:TEXT]
             row = self._texts[self.rank]
             row[: len(encoded)] = np.frombuffer(encoded, np.uint8)
             row[len(encoded) :] = 0
             self._text = text
-        self.meetings += 1
-        self._stamp = (self.meetings & 0xFFFFFFFF) << 32 | tag
-        return self.meetings & 1, self._stamp, self._stamp.to_bytes(8, "little") * self.world_size
 
     @property
-    def native(self) -> bool:
-        """Whether there is compiled code, so that `exchange` can be called."""
-        return self._seat is not None
+    def meetings(self) -> int:
+        """How many this card has come to."""
+        return self._state[_MEETINGS]
 
-    def exchange(self, tag: int, text: str, what: Exchange, patience: float, seconds: float) -> bytes | None:
-        """A whole meeting: give, come, watch, take.
+    @property
+    def wanted(self) -> bytes:
+        """What all stamps of this card's latest meeting together must be."""
+        return self._state[_STAMP].to_bytes(8, "little") * self.world_size
+
+    def exchange(
+        self, tag: int, text: str, what: Exchange, arrays: tuple[Any, ...], patience: float, seconds: float
+    ) -> bool:
+        """A whole meeting in compiled code: give, come, watch, take. Call it only if there is a `seat`.
 
         Args:
             tag, text: as for `come`.
+            arrays: contiguous, or their addresses.
             patience, seconds: as for `watch`.
         Returns:
-            None when it is done; what to wait for when not all have come, and then comes `take`.
+            Whether it is done; if not, not all have come, and when they have, comes `take`.
         """
-        assert self._seat is not None
-        self._set ^= 1
-        half, stamp, wanted = self._next_stamp(tag, text)
-        return None if self._seat.meet(self._set, half, stamp, patience, seconds, *what) else wanted
+        assert self.seat is not None
+        self._say(text)
+        return self.seat.meet(tag, what, arrays, patience, seconds)
 
-    def take(self, what: Exchange) -> None:
+    def take(self, what: Exchange, arrays: tuple[Any, ...]) -> None:
         """All have come to the meeting of an `exchange`."""
-        assert self._seat is not None
-        self._seat.take(self._set, *what[2:])
+        assert self.seat is not None
+        self.seat.take(what, arrays)
 
     def withdraw(self) -> None:
         """This card has given up: whoever comes after it waits in vain, and is not told that all have come."""
@@ -242,8 +250,8 @@ class Board:
 
     def watch(self, wanted: bytes, patience: float, seconds: float) -> bool:
         """Whether all have come within `seconds`: giving the processor to others for `patience`, then asleep."""
-        if self._seat is not None:
-            return self._seat.watch(self.meetings & 1, self._stamp, patience, seconds)
+        if self.seat is not None:
+            return self.seat.watch(self.meetings & 1, self._state[_STAMP], patience, seconds)
         stamps, give_way = self._stamps[self.meetings & 1], os.sched_yield
         start = now = time.monotonic()
         while True:

@@ -112,14 +112,14 @@ def test_compiled_code_adds_up_with_the_bits_of_numpy(n: int, dtype: str) -> Non
                 expected = sum_of(arrays)
             own = arrays[board.rank]
             data = own if count % 2 else own.ctypes.data  # the array, or its address
-            assert board.exchange(7, "a sum", sum_into(data, own.nbytes, dtype), 0.001, LONG) is None
+            assert board.exchange(7, "a sum", sum_of_all(own.nbytes, dtype), (data,), 0.001, LONG)
             assert own.tobytes() == expected.tobytes()
 
     with_others(n, body, "compiled")
 
 
-def sum_into(data: Any, nbytes: int, dtype: str = "float32") -> Exchange:
-    return Exchange(data, nbytes, KINDS[dtype], data, 0, nbytes)
+def sum_of_all(nbytes: int, dtype: str = "float32") -> Exchange:
+    return Exchange(give=0, given=nbytes, kind=KINDS[dtype], into=0, nbytes=nbytes)
 
 
 def sum_of(arrays: list[Any]) -> Any:
@@ -133,12 +133,11 @@ def test_a_sum_for_which_not_all_come_in_time_is_taken_later() -> None:
     one = Board.create(0, 2, SLOT, native=native("compiled", 0))
     other = Board.open(one.address, 1, 2, SLOT)
     mine, theirs = np.array([1.5, 2.0], np.float32), np.array([3.0, 4.0], np.float32)
-    wanted = one.exchange(7, "a sum", sum_into(mine, 8), 0.001, 0.001)
-    assert wanted is not None
+    assert not one.exchange(7, "a sum", sum_of_all(8), (mine,), 0.001, 0.001)
     assert mine.tolist() == [1.5, 2.0]
-    assert other.exchange(7, "a sum", sum_into(theirs, 8), 0.001, 0.001) is None
-    assert one.met(wanted)
-    one.take(sum_into(mine, 8))
+    assert other.exchange(7, "a sum", sum_of_all(8), (theirs,), 0.001, 0.001)
+    assert one.met(one.wanted)
+    one.take(sum_of_all(8), (mine,))
     assert mine.tolist() == theirs.tolist() == [4.5, 6.0]
 
 
@@ -148,16 +147,18 @@ def test_compiled_code_copies_what_is_wanted(n: int) -> None:
 
     def body(board: Board) -> None:
         own = bytes(range(10 * board.rank, 10 * board.rank + 8))
-        everything, one, two = bytearray(3 * n), np.zeros(4, np.uint8), np.zeros(2, np.float32)
-        exchange = [
-            Exchange(own, 8, 0, everything, 2, 3),
-            Exchange(own if board.rank == n - 1 else None, 8, 0, one, 4, 4, n - 1),
-            Exchange(np.array([0, 0, board.rank, 1], np.float32), 16, KINDS["float32"], two, 8, 8),
-            Exchange(None, 0, 0, None, 0, 0),
+        everything, one, two = bytearray(3 * n + 1), np.zeros(4, np.uint8), np.zeros(2, np.float32)
+        numbers = np.array([0, 0, board.rank, 1], np.float32)
+        exchanges = [
+            (Exchange(give=0, given=8, into=1, at=1, offset=2, nbytes=3), (own, everything)),
+            (Exchange(0 if board.rank == n - 1 else -1, 0, 8, into=1, offset=4, nbytes=4, root=n - 1), (own, one)),
+            (Exchange(give=1, given=16, kind=KINDS["float32"], into=0, offset=8, nbytes=8), (two, numbers)),
+            (Exchange(), ()),
+            (Exchange(give=0, start=5, given=3), (own,)),
         ]
-        for what in exchange * 2:
-            assert board.exchange(7, "an exchange", what, 0.001, LONG) is None
-        assert list(everything) == [10 * rank + k for rank in range(n) for k in (2, 3, 4)]
+        for what, arrays in exchanges * 2:
+            assert board.exchange(7, "an exchange", what, arrays, 0.001, LONG)
+        assert list(everything) == [0] + [10 * rank + k for rank in range(n) for k in (2, 3, 4)]
         assert one.tolist() == [10 * (n - 1) + k for k in (4, 5, 6, 7)]
         assert two.tolist() == [n * (n - 1) / 2, n]
 
@@ -165,25 +166,30 @@ def test_compiled_code_copies_what_is_wanted(n: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "error", "words"),
+    ("what", "array", "error", "words"),
     [
-        (sum_into(np.zeros(SLOT + 1, np.uint8), SLOT + 1), ValueError, f"{SLOT + 1} bytes must be 0 to {SLOT}"),
-        (sum_into(np.zeros(4, np.float32), 12), ValueError, "the array has 16 bytes, not 12"),
-        (sum_into(bytes(8), 8), BufferError, "not writable"),
-        (sum_into(np.zeros((4, 4), np.float32)[:, 1], 16), ValueError, "not C-contiguous"),
-        (Exchange(None, 0, 0, bytearray(8), SLOT - 4, 8, 0), ValueError, "8 bytes must be 0 to 4"),
-        (Exchange(None, 0, 0, bytearray(8), -1, 8, 0), ValueError, "-1 bytes must be 0 to"),
-        (Exchange(None, 0, 0, bytearray(8), 0, 8), ValueError, "the array has 8 bytes, not 16"),
-        (Exchange(None, 0, 0, bytearray(8), 0, 8, 2), ValueError, "2 must be -1 to 1"),
+        (sum_of_all(SLOT + 1), np.zeros(SLOT + 1, np.uint8), ValueError, f"{SLOT + 1} bytes must be 0 to {SLOT}"),
+        (sum_of_all(20), np.zeros(4, np.float32), ValueError, "the array has 16 bytes, fewer than 20"),
+        (sum_of_all(8), bytes(8), BufferError, "not writable"),
+        (sum_of_all(16), np.zeros((4, 4), np.float32)[:, 1], ValueError, "not C-contiguous"),
+        (sum_of_all(8)._replace(kind=7), bytearray(8), ValueError, "kind 7 must be 0 or one of the letters fdil"),
+        (sum_of_all(8)._replace(start=4), bytearray(8), ValueError, "the array has 8 bytes, fewer than 12"),
+        (Exchange(into=0, offset=SLOT - 4, nbytes=8, root=0), bytearray(8), ValueError, "8 bytes must be 0 to 4"),
+        (Exchange(into=0, offset=-1, nbytes=8, root=0), bytearray(8), ValueError, "-1 bytes must be 0 to"),
+        (Exchange(into=0, nbytes=8), bytearray(8), ValueError, "the array has 8 bytes, fewer than 16"),
+        (Exchange(into=0, at=1, nbytes=8, root=0), bytearray(8), ValueError, "the array has 8 bytes, fewer than 9"),
+        (Exchange(into=0, nbytes=8, root=2), bytearray(8), ValueError, "2 must be -1 to 1"),
+        (Exchange(into=1, nbytes=8), bytearray(8), ValueError, "1 must be -1 to 0"),
+        (Exchange()[:10], bytearray(8), TypeError, "a tuple of 11 numbers"),
     ],
 )
 def test_what_cannot_be_exchanged_is_refused_before_anybody_hears_of_it(
-    what: Exchange, error: type[Exception], words: str
+    what: Any, array: Any, error: type[Exception], words: str
 ) -> None:
     board = Board.create(0, 2, SLOT, native=native("compiled", 0))
     with pytest.raises(error, match=words):
-        board.exchange(7, "an exchange", what, 0.0, 0.0)
-    assert board.absent() == [0, 1]
+        board.exchange(7, "an exchange", what, (array,), 0.0, 0.0)
+    assert board.meetings == 0
 
 
 def test_the_absent_are_named_until_they_come() -> None:

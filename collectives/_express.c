@@ -1,0 +1,394 @@
+/* The compiled half of express.py: a call that is made again and again, from the look whether something is in the way to
+ * the count in the ledger. It reads and writes the attributes of the Python objects that Express.run does, in the same
+ * order; what is not as it was the last time (the place of the call, the group's latest call, cards that are late) is
+ * left to their methods.
+ *
+ * It is built where there is a C compiler, and left out where there is none. Only CPython's stable interface is used.
+ */
+#include "_board.h"
+
+#include <math.h>
+
+#define MOST 3           /* arrays of a call */
+#define MOST_MEETINGS 2  /* of a call */
+#define ODD 0x9E3779B1u  /* see table.py */
+#define DONE 3           /* these two see recorder.py */
+#define WAITING 2
+
+/* What a lane knows, by the names of its arguments. */
+enum { SEAT, BOARD, ENGINE, AGREEMENT, GROUP, ASKED, WORKER, ACQUIRE, RELEASE, PLACE, RECORDER, SERIALS, WORDS, TEXT, LABEL,
+       NBYTES, CHOICE, ROW, LATE, FAILED, MOVES, MEMORY, KNOWN };
+static char *known[] = {"seat", "board", "engine", "agreement", "group", "asked", "worker", "acquire", "release", "place",
+    "recorder", "serials", "words", "text", "label", "nbytes", "choice", "row", "late", "failed", "moves", "memory",
+    "arrays", "crc", "recorded", "head", "patience", "seconds", NULL};
+
+enum { meeting, outstanding, failure, due, called, next, begin, end, under_way, latest, slots_, last, said, say, back, lasti,
+       depth, NAMES };
+static const char *const spelled[NAMES] = {"meeting", "outstanding", "failure", "due", "_called", "next", "begin", "end",
+    "under_way", "_latest", "slots", "last", "_text", "_say", "f_back", "f_lasti", "depth"};
+static PyObject *name[NAMES], *seats; /* the type */
+
+typedef struct { /* a slot of recorder.py */
+    uint64_t serial, number, nbytes;
+    double started, ended;
+    uint8_t state, kind;
+    uint16_t group;
+    uint8_t unused[4];
+    char text[112], place[88];
+} Record;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *knows[KNOWN];
+    Py_buffer memory; /* the recorder's */
+    Exchange moves[MOST_MEETINGS];
+    int meetings, arrays, writable;   /* writable: a bit for each array */
+    unsigned int crc, recorded;
+    Py_ssize_t head;
+    double patience, seconds;
+    Record record;                    /* what all calls have in common */
+    PyObject *place, *library, *code; /* the latest place, and the two code objects between which it was found */
+    long lasti, depth;
+} Lane;
+
+typedef struct { /* one call */
+    uint64_t number, serial;
+    double started;
+    int noted; /* the agreement has begun it itself */
+    Record *record; /* or NULL: nothing is recorded */
+    PyObject *serial_object;
+} Turn;
+
+static int truth(PyObject *owner, int which) {
+    PyObject *value = PyObject_GetAttr(owner, name[which]);
+    if (value == NULL) return -1;
+    int result = PyObject_IsTrue(value);
+    Py_DECREF(value);
+    return result;
+}
+
+/* Whether a call would have to wait for something, or to look closer. */
+static int in_the_way(Lane *lane) {
+    int found;
+    if ((found = truth(lane->knows[ENGINE], meeting)) || (found = truth(lane->knows[WORKER], outstanding))) return found;
+    PyObject *group = lane->knows[GROUP], *value = PyObject_GetAttr(group, name[failure]);
+    if (value == NULL) return -1;
+    Py_DECREF(value);
+    if (value != Py_None || PyDict_Size(lane->knows[ASKED])) return 1;
+    if ((value = PyObject_GetAttr(group, name[due])) == NULL) return -1;
+    double at = PyFloat_AsDouble(value);
+    Py_DECREF(value);
+    return PyErr_Occurred() ? -1 : at < INFINITY;
+}
+
+static int set_whole(PyObject *owner, int which, uint64_t value) {
+    PyObject *number = PyLong_FromUnsignedLongLong(value);
+    if (number == NULL) return -1;
+    int failed = PyObject_SetAttr(owner, name[which], number);
+    Py_DECREF(number);
+    return failed;
+}
+
+static int get_whole(PyObject *owner, int which, uint64_t *value) {
+    PyObject *number = PyObject_GetAttr(owner, name[which]);
+    if (number == NULL) return -1;
+    *value = PyLong_AsUnsignedLongLong(number);
+    Py_DECREF(number);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* Call it, and drop what it returns. */
+static int do_it(PyObject *result) {
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+static PyObject *replace(PyObject **kept, PyObject *value) {
+    PyObject *before = *kept;
+    *kept = value;
+    Py_XDECREF(before);
+    return value;
+}
+
+/* The frame around this one; NULL: there is none, or an error. Takes the reference over. */
+static PyObject *outer(PyObject *frame) {
+    PyObject *result = PyObject_GetAttr(frame, name[back]);
+    Py_DECREF(frame);
+    if (result != Py_None) return result;
+    Py_DECREF(result);
+    return NULL;
+}
+
+/* Whether the user's code calls from where it did the last time: see Caller.place. If `learn`, that is found out. */
+static int at_the_same_place(Lane *lane, int learn) {
+    PyObject *frame = (PyObject *)PyThreadState_GetFrame(PyThreadState_Get());
+    for (long i = 1; frame != NULL && i < lane->depth; i++) frame = outer(frame);
+    if (frame == NULL) return 0;
+    PyObject *code = (PyObject *)PyFrame_GetCode((PyFrameObject *)frame);
+    Py_DECREF(code); /* the frame has it */
+    if (learn) Py_INCREF(code), replace(&lane->library, code);
+    int same = code == lane->library;
+    if ((frame = outer(frame)) == NULL) return 0;
+    code = (PyObject *)PyFrame_GetCode((PyFrameObject *)frame);
+    Py_DECREF(code);
+    PyObject *offset = same && code == lane->code ? PyObject_GetAttr(frame, name[lasti]) : NULL;
+    Py_DECREF(frame);
+    same = offset != NULL && PyLong_AsLong(offset) == lane->lasti;
+    Py_XDECREF(offset);
+    return same;
+}
+
+/* Fill `room` bytes of a record with a bytes object, and zeros behind it. */
+static int copy_words(PyObject *words, char *into, Py_ssize_t room) {
+    Py_ssize_t size;
+    char *bytes;
+    if (PyBytes_AsStringAndSize(words, &bytes, &size)) return -1;
+    memset(into, 0, room);
+    memcpy(into, bytes, size < room ? size : room);
+    return 0;
+}
+
+/* Find the place of the call again, and its words for the record. */
+static int find_place(Lane *lane) {
+    PyObject *place = PyObject_CallNoArgs(lane->knows[PLACE]), *words;
+    if (place == NULL || replace(&lane->place, place) == NULL) return -1;
+    if ((words = PyObject_CallFunctionObjArgs(lane->knows[WORDS], place, NULL)) == NULL) return -1;
+    int failed = copy_words(words, lane->record.place, sizeof lane->record.place);
+    Py_DECREF(words);
+    replace(&lane->library, NULL), replace(&lane->code, NULL); /* nothing is the same as these */
+    if (failed || place == Py_None) return failed;
+    PyObject *caller = PyObject_GetAttrString(lane->knows[PLACE], "__self__"), *code = PyTuple_GetItem(place, 0);
+    uint64_t how_deep;
+    if (caller == NULL || code == NULL) return -1;
+    failed = get_whole(caller, depth, &how_deep);
+    Py_DECREF(caller);
+    if (failed) return -1;
+    Py_INCREF(code);
+    replace(&lane->code, code);
+    lane->depth = (long)how_deep, lane->lasti = PyLong_AsLong(PyTuple_GetItem(place, 1));
+    at_the_same_place(lane, 1);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* What Recorder.begin does. */
+static int note_begin(Lane *lane, Turn *turn) {
+    uint64_t slots;
+    if (get_whole(lane->knows[RECORDER], slots_, &slots)) return -1;
+    if (slots == 0) return 0;
+    if ((turn->serial_object = PyIter_Next(lane->knows[SERIALS])) == NULL) return -1;
+    turn->serial = PyLong_AsUnsignedLongLong(turn->serial_object);
+    if (PyErr_Occurred() || PyObject_SetAttr(lane->knows[RECORDER], name[latest], turn->serial_object)) return -1;
+    turn->record = (Record *)((uint8_t *)lane->memory.buf + lane->head) + turn->serial % slots;
+    if ((uint8_t *)(turn->record + 1) > (uint8_t *)lane->memory.buf + lane->memory.len) {
+        PyErr_SetString(PyExc_SystemError, "the record lies outside its memory");
+        return -1;
+    }
+    *turn->record = lane->record;
+    turn->record->serial = turn->serial + 1, turn->record->number = turn->number, turn->record->started = turn->started;
+    return 0;
+}
+
+/* What Agreement.begin does. */
+static int begin_turn(Lane *lane, Turn *turn) {
+    PyObject *agreement = lane->knows[AGREEMENT], *text = lane->knows[TEXT];
+    PyObject *before = PyObject_GetAttr(agreement, name[called]);
+    if (before == NULL) return -1;
+    Py_DECREF(before);
+    if (before == text) {
+        if (get_whole(agreement, next, &turn->number) || set_whole(agreement, next, turn->number + 1)) return -1;
+        return note_begin(lane, turn);
+    }
+    PyObject *started = PyFloat_FromDouble(turn->started), *number;
+    if (started == NULL) return -1;
+    turn->noted = 1;
+    number = PyObject_CallMethodObjArgs(agreement, name[begin], text, lane->knows[NBYTES], started, lane->place, NULL);
+    Py_DECREF(started);
+    if (number == NULL) return -1;
+    turn->number = PyLong_AsUnsignedLongLong(number);
+    Py_DECREF(number);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int meet(Lane *lane, const Exchange *what, const Array *arrays, uint64_t number) {
+    Seat *seat = (Seat *)lane->knows[SEAT];
+    PyObject *text = PyObject_GetAttr(lane->knows[BOARD], name[said]);
+    if (text == NULL) return -1;
+    Py_DECREF(text);
+    if (text != lane->knows[TEXT] && do_it(PyObject_CallMethodObjArgs(lane->knows[BOARD], name[say], lane->knows[TEXT], NULL)))
+        return -1;
+    uint32_t tag = lane->crc + (uint32_t)number * ODD;
+    if (exchange(seat, tag, what, arrays, lane->patience, lane->seconds)) return 0;
+    if (do_it(PyObject_CallFunction(lane->knows[LATE], "K", (unsigned long long)number))) return -1;
+    take(seat, what, arrays);
+    return 0;
+}
+
+/* One more in the ledger's row: calls, bytes, seconds. */
+static int count_turn(Lane *lane, double seconds) {
+    PyObject *row = lane->knows[ROW], *more[3] = {PyLong_FromLong(1), lane->knows[NBYTES], PyFloat_FromDouble(seconds)};
+    int failed = more[0] == NULL || more[2] == NULL;
+    for (int i = 0; i < 3 && !failed; i++) {
+        PyObject *sum = PyNumber_Add(PyList_GetItem(row, i), more[i]);
+        failed = sum == NULL || PyList_SetItem(row, i, sum);
+    }
+    Py_XDECREF(more[0]), Py_XDECREF(more[2]);
+    return failed ? -1 : 0;
+}
+
+/* What Agreement.end does, and the count. */
+static int end_turn(Lane *lane, Turn *turn) {
+    double ended = now();
+    if (turn->noted) {
+        PyObject *at = PyFloat_FromDouble(ended);
+        int failed = at == NULL || do_it(PyObject_CallMethodObjArgs(lane->knows[AGREEMENT], name[end], at, NULL));
+        Py_XDECREF(at);
+        if (failed) return -1;
+    } else if (turn->record != NULL && turn->record->serial == turn->serial + 1) /* no later call has its slot */
+        turn->record->ended = ended, turn->record->state = DONE;
+    if (PyObject_SetAttr(lane->knows[ENGINE], name[last], lane->knows[CHOICE])) return -1;
+    return count_turn(lane, ended - turn->started);
+}
+
+/* An error is set: the group has failed by it. */
+static void give_up(Lane *lane, Turn *turn) {
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (turn->record != NULL) PyObject_SetAttr(lane->knows[AGREEMENT], name[under_way], turn->serial_object);
+    if (do_it(PyObject_CallFunctionObjArgs(lane->knows[FAILED], error, NULL))) {
+        Py_XDECREF(type), Py_XDECREF(error), Py_XDECREF(trace);
+        return;
+    }
+    PyErr_Restore(type, error, trace);
+}
+
+static int carry_out(Lane *lane, const Array *arrays) {
+    Turn turn = {0};
+    if (!at_the_same_place(lane, 0) && (PyErr_Clear(), find_place(lane))) return -1;
+    if (set_whole(lane->knows[ENGINE], meeting, PyThread_get_thread_ident())) return -1;
+    turn.started = now();
+    int failed = begin_turn(lane, &turn);
+    for (int i = 0; i < lane->meetings && !failed; i++) failed = meet(lane, &lane->moves[i], arrays, turn.number);
+    if (failed) give_up(lane, &turn);
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    if (set_whole(lane->knows[ENGINE], meeting, 0)) failed = -1;
+    PyErr_Restore(type, error, trace);
+    if (!failed) failed = end_turn(lane, &turn);
+    Py_XDECREF(turn.serial_object);
+    return failed;
+}
+
+/* run(*arrays, into=...) -> bool: see Express.run. */
+static PyObject *lane_run(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords) {
+    Lane *lane = (Lane *)self;
+    Array arrays[MOST];
+    Py_ssize_t given = nargs + (keywords == NULL ? 0 : PyTuple_Size(keywords));
+    if (given < lane->arrays) Py_RETURN_FALSE;
+    for (int i = 0; i < lane->arrays; i++)
+        if (read_array(args[i], lane->writable >> i & 1, &arrays[i])) {
+            PyErr_Clear(); /* the long way says what is wrong with it, or makes a copy */
+            Py_RETURN_FALSE;
+        }
+    for (int i = 0; i < lane->meetings; i++)
+        if (fits((Seat *)lane->knows[SEAT], &lane->moves[i], arrays)) return NULL;
+    if (do_it(PyObject_CallNoArgs(lane->knows[ACQUIRE]))) return NULL;
+    int way = in_the_way(lane), failed = way < 0 || (!way && carry_out(lane, arrays));
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    failed |= do_it(PyObject_CallNoArgs(lane->knows[RELEASE])) != 0;
+    if (type != NULL) PyErr_Restore(type, error, trace);
+    return failed ? NULL : PyBool_FromLong(!way);
+}
+
+static int lane_traverse(PyObject *self, visitproc visit, void *arg) {
+    Lane *lane = (Lane *)self;
+    for (int i = 0; i < KNOWN; i++) Py_VISIT(lane->knows[i]);
+    Py_VISIT(lane->place);
+    Py_VISIT(lane->library);
+    Py_VISIT(lane->code);
+    Py_VISIT(Py_TYPE(self));
+    return 0;
+}
+
+static int lane_clear(PyObject *self) {
+    Lane *lane = (Lane *)self;
+    for (int i = 0; i < KNOWN; i++) Py_CLEAR(lane->knows[i]);
+    Py_CLEAR(lane->place);
+    Py_CLEAR(lane->library);
+    Py_CLEAR(lane->code);
+    return 0;
+}
+
+static void lane_dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    PyBuffer_Release(&((Lane *)self)->memory);
+    lane_clear(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+/* Lane(...): the arguments are keywords, see `known`. */
+static PyObject *lane_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    PyObject **k;
+    Lane *lane = (Lane *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (lane == NULL) return NULL;
+    PyObject *given[KNOWN];
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "$OOOOOOOOOOOOOOOOOOOOOOiIIndd", known, &given[0], &given[1], &given[2],
+            &given[3], &given[4], &given[5], &given[6], &given[7], &given[8], &given[9], &given[10], &given[11], &given[12],
+            &given[13], &given[14], &given[15], &given[16], &given[17], &given[18], &given[19], &given[20], &given[21],
+            &lane->arrays, &lane->crc, &lane->recorded, &lane->head, &lane->patience, &lane->seconds))
+        goto fail;
+    k = lane->knows;
+    for (int i = 0; i < KNOWN; i++) Py_INCREF(k[i] = given[i]);
+    if (PyObject_IsInstance(k[SEAT], seats) != 1 || !PyTuple_Check(k[MOVES]) || !PyList_Check(k[ROW]) || PyList_Size(k[ROW]) != 3 || !PyDict_Check(k[ASKED])) {
+        PyErr_SetString(PyExc_TypeError, "seat must be a Seat, moves a tuple, row a list of 3, asked a dict");
+        goto fail;
+    }
+    lane->meetings = (int)PyTuple_Size(k[MOVES]);
+    if (lane->meetings > MOST_MEETINGS || lane->arrays < 0 || lane->arrays > MOST) {
+        PyErr_Format(PyExc_ValueError, "a call has at most %d meetings and %d arrays", MOST_MEETINGS, MOST);
+        goto fail;
+    }
+    for (int i = 0; i < lane->meetings; i++) {
+        if (read_exchange((Seat *)k[SEAT], PyTuple_GetItem(k[MOVES], i), lane->arrays, &lane->moves[i])) goto fail;
+        if (lane->moves[i].into >= 0) lane->writable |= 1 << lane->moves[i].into;
+    }
+    lane->record.nbytes = PyLong_AsUnsignedLongLong(k[NBYTES]);
+    lane->record.state = WAITING, lane->record.group = (uint16_t)lane->recorded;
+    if (PyErr_Occurred() || copy_words(k[LABEL], lane->record.text, sizeof lane->record.text)) goto fail;
+    if (PyObject_GetBuffer(k[MEMORY], &lane->memory, PyBUF_WRITABLE)) goto fail;
+    return (PyObject *)lane;
+fail:
+    Py_DECREF(lane);
+    return NULL;
+}
+
+static PyMethodDef methods[] = {
+    {"run", (PyCFunction)(void (*)(void))lane_run, METH_FASTCALL | METH_KEYWORDS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+static PyType_Slot slots[] = {
+    {Py_tp_new, lane_new}, {Py_tp_dealloc, lane_dealloc}, {Py_tp_traverse, lane_traverse}, {Py_tp_clear, lane_clear},
+    {Py_tp_methods, methods}, {0, NULL},
+};
+static PyType_Spec spec = {"superpod.collectives._express.Lane", sizeof(Lane), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots};
+
+static int fill(PyObject *module) {
+    for (int i = 0; i < NAMES; i++)
+        if ((name[i] = PyUnicode_InternFromString(spelled[i])) == NULL) return -1;
+    PyObject *board = PyImport_ImportModule("superpod.interconnect._board");
+    if (board == NULL || (seats = PyObject_GetAttrString(board, "Seat")) == NULL) return -1;
+    Py_DECREF(board);
+    PyObject *type = PyType_FromSpec(&spec);
+    int failed = type == NULL || PyModule_AddObjectRef(module, "Lane", type);
+    failed = failed || PyModule_AddIntConstant(module, "RECORD", sizeof(Record));
+    Py_XDECREF(type);
+    return failed ? -1 : 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, fill}, {0, NULL}};
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_express", NULL, 0, NULL, module_slots, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__express(void) { return PyModuleDef_Init(&module); }
