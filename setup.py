@@ -10,7 +10,7 @@ def compiled(folder: str, name: str) -> Extension:
     return Extension(
         f"superpod.{folder}.{name}",
         [f"{folder}/{name}.c"],
-        depends=["interconnect/_board.h"],
+        depends=["interconnect/_board.h", "interconnect/_relay.h", "collectives/_attributes.h"],
         include_dirs=["interconnect"],
         define_macros=[("Py_LIMITED_API", STABLE)],
         extra_compile_args=["-O3"],

@@ -5,7 +5,8 @@
  *
  * It is built where there is a C compiler, and left out where there is none. Only CPython's stable interface is used.
  */
-#include "_board.h"
+#include "_attributes.h"
+#include "_relay.h"
 
 #include <math.h>
 
@@ -17,16 +18,12 @@
 
 /* What a lane knows, by the names of its arguments. */
 enum { SEAT, BOARD, ENGINE, AGREEMENT, GROUP, ASKED, WORKER, ACQUIRE, RELEASE, PLACE, RECORDER, SERIALS, WORDS, TEXT, LABEL,
-       NBYTES, CHOICE, ROW, LATE, FAILED, MOVES, MEMORY, KNOWN };
+       NBYTES, CHOICE, ROW, LATE, LATE_FOR, FAILED, MOVES, MEMORY, KNOWN };
 static char *known[] = {"seat", "board", "engine", "agreement", "group", "asked", "worker", "acquire", "release", "place",
-    "recorder", "serials", "words", "text", "label", "nbytes", "choice", "row", "late", "failed", "moves", "memory",
+    "recorder", "serials", "words", "text", "label", "nbytes", "choice", "row", "late", "late_for", "failed", "moves", "memory",
     "arrays", "crc", "recorded", "head", "patience", "seconds", NULL};
 
-enum { meeting, outstanding, failure, due, called, next, begin, end, under_way, latest, slots_, last, said, say, back, lasti,
-       depth, NAMES };
-static const char *const spelled[NAMES] = {"meeting", "outstanding", "failure", "due", "_called", "next", "begin", "end",
-    "under_way", "_latest", "slots", "last", "_text", "_say", "f_back", "f_lasti", "depth"};
-static PyObject *name[NAMES], *seats; /* the type */
+static PyObject *seats; /* the type */
 
 typedef struct { /* a slot of recorder.py */
     uint64_t serial, number, nbytes;
@@ -37,11 +34,17 @@ typedef struct { /* a slot of recorder.py */
     char text[112], place[88];
 } Record;
 
+typedef struct { /* an exchange, or else a relay */
+    int is_relay;
+    Exchange exchange;
+    Relay relay;
+} Move;
+
 typedef struct {
     PyObject_HEAD
     PyObject *knows[KNOWN];
     Py_buffer memory; /* the recorder's */
-    Exchange moves[MOST_MEETINGS];
+    Move moves[MOST_MEETINGS];
     int meetings, arrays, writable;   /* writable: a bit for each array */
     unsigned int crc, recorded;
     Py_ssize_t head;
@@ -59,14 +62,6 @@ typedef struct { /* one call */
     PyObject *serial_object;
 } Turn;
 
-static int truth(PyObject *owner, int which) {
-    PyObject *value = PyObject_GetAttr(owner, name[which]);
-    if (value == NULL) return -1;
-    int result = PyObject_IsTrue(value);
-    Py_DECREF(value);
-    return result;
-}
-
 /* Whether a call would have to wait for something, or to look closer. */
 static int in_the_way(Lane *lane) {
     int found;
@@ -79,44 +74,6 @@ static int in_the_way(Lane *lane) {
     double at = PyFloat_AsDouble(value);
     Py_DECREF(value);
     return PyErr_Occurred() ? -1 : at < INFINITY;
-}
-
-static int set_whole(PyObject *owner, int which, uint64_t value) {
-    PyObject *number = PyLong_FromUnsignedLongLong(value);
-    if (number == NULL) return -1;
-    int failed = PyObject_SetAttr(owner, name[which], number);
-    Py_DECREF(number);
-    return failed;
-}
-
-static int get_whole(PyObject *owner, int which, uint64_t *value) {
-    PyObject *number = PyObject_GetAttr(owner, name[which]);
-    if (number == NULL) return -1;
-    *value = PyLong_AsUnsignedLongLong(number);
-    Py_DECREF(number);
-    return PyErr_Occurred() ? -1 : 0;
-}
-
-/* Call it, and drop what it returns. */
-static int do_it(PyObject *result) {
-    Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
-}
-
-static PyObject *replace(PyObject **kept, PyObject *value) {
-    PyObject *before = *kept;
-    *kept = value;
-    Py_XDECREF(before);
-    return value;
-}
-
-/* The frame around this one; NULL: there is none, or an error. Takes the reference over. */
-static PyObject *outer(PyObject *frame) {
-    PyObject *result = PyObject_GetAttr(frame, name[back]);
-    Py_DECREF(frame);
-    if (result != Py_None) return result;
-    Py_DECREF(result);
-    return NULL;
 }
 
 /* Whether the user's code calls from where it did the last time: see Caller.place. If `learn`, that is found out. */
@@ -209,7 +166,18 @@ static int begin_turn(Lane *lane, Turn *turn) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
-static int meet(Lane *lane, const Exchange *what, const Array *arrays, uint64_t number) {
+typedef struct {
+    Lane *lane;
+    uint64_t number;
+} Which;
+
+static int late_for(void *context, Py_ssize_t rank, uint64_t count) {
+    Which *which = context;
+    PyObject *how = which->lane->knows[LATE_FOR];
+    return do_it(PyObject_CallFunction(how, "KnK", (unsigned long long)which->number, rank, (unsigned long long)count));
+}
+
+static int meet(Lane *lane, const Move *move, const Array *arrays, uint64_t number) {
     Seat *seat = (Seat *)lane->knows[SEAT];
     PyObject *text = PyObject_GetAttr(lane->knows[BOARD], name[said]);
     if (text == NULL) return -1;
@@ -217,9 +185,13 @@ static int meet(Lane *lane, const Exchange *what, const Array *arrays, uint64_t 
     if (text != lane->knows[TEXT] && do_it(PyObject_CallMethodObjArgs(lane->knows[BOARD], name[say], lane->knows[TEXT], NULL)))
         return -1;
     uint32_t tag = lane->crc + (uint32_t)number * ODD;
-    if (exchange(seat, tag, what, arrays, lane->patience, lane->seconds)) return 0;
+    if (move->is_relay) {
+        Which which = {lane, number};
+        return relay(seat, tag, &move->relay, arrays, lane->patience, lane->seconds, late_for, &which);
+    }
+    if (exchange(seat, tag, &move->exchange, arrays, lane->patience, lane->seconds)) return 0;
     if (do_it(PyObject_CallFunction(lane->knows[LATE], "K", (unsigned long long)number))) return -1;
-    take(seat, what, arrays);
+    take(seat, &move->exchange, arrays);
     return 0;
 }
 
@@ -291,7 +263,9 @@ static PyObject *lane_run(PyObject *self, PyObject *const *args, Py_ssize_t narg
             Py_RETURN_FALSE;
         }
     for (int i = 0; i < lane->meetings; i++)
-        if (fits((Seat *)lane->knows[SEAT], &lane->moves[i], arrays)) return NULL;
+        if (lane->moves[i].is_relay ? relay_fits(&lane->moves[i].relay, arrays)
+                                    : fits((Seat *)lane->knows[SEAT], &lane->moves[i].exchange, arrays))
+            return NULL;
     if (do_it(PyObject_CallNoArgs(lane->knows[ACQUIRE]))) return NULL;
     int way = in_the_way(lane), failed = way < 0 || (!way && carry_out(lane, arrays));
     PyObject *type, *error, *trace;
@@ -335,9 +309,9 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *args, PyObject *keywords
     Lane *lane = (Lane *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (lane == NULL) return NULL;
     PyObject *given[KNOWN];
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "$OOOOOOOOOOOOOOOOOOOOOOiIIndd", known, &given[0], &given[1], &given[2],
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "$OOOOOOOOOOOOOOOOOOOOOOOiIIndd", known, &given[0], &given[1], &given[2],
             &given[3], &given[4], &given[5], &given[6], &given[7], &given[8], &given[9], &given[10], &given[11], &given[12],
-            &given[13], &given[14], &given[15], &given[16], &given[17], &given[18], &given[19], &given[20], &given[21],
+            &given[13], &given[14], &given[15], &given[16], &given[17], &given[18], &given[19], &given[20], &given[21], &given[22],
             &lane->arrays, &lane->crc, &lane->recorded, &lane->head, &lane->patience, &lane->seconds))
         goto fail;
     k = lane->knows;
@@ -352,8 +326,14 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *args, PyObject *keywords
         goto fail;
     }
     for (int i = 0; i < lane->meetings; i++) {
-        if (read_exchange((Seat *)k[SEAT], PyTuple_GetItem(k[MOVES], i), lane->arrays, &lane->moves[i])) goto fail;
-        if (lane->moves[i].into >= 0) lane->writable |= 1 << lane->moves[i].into;
+        PyObject *move_ = PyTuple_GetItem(k[MOVES], i);
+        Move *move = &lane->moves[i];
+        move->is_relay = PyTuple_Check(move_) && PyTuple_Size(move_) == 9;
+        if (move->is_relay ? read_relay((Seat *)k[SEAT], move_, lane->arrays, &move->relay)
+                           : read_exchange((Seat *)k[SEAT], move_, lane->arrays, &move->exchange))
+            goto fail;
+        int into = move->is_relay ? move->relay.into : move->exchange.into;
+        if (into >= 0) lane->writable |= 1 << into;
     }
     lane->record.nbytes = PyLong_AsUnsignedLongLong(k[NBYTES]);
     lane->record.state = WAITING, lane->record.group = (uint16_t)lane->recorded;
@@ -376,8 +356,7 @@ static PyType_Slot slots[] = {
 static PyType_Spec spec = {"superpod.collectives._express.Lane", sizeof(Lane), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots};
 
 static int fill(PyObject *module) {
-    for (int i = 0; i < NAMES; i++)
-        if ((name[i] = PyUnicode_InternFromString(spelled[i])) == NULL) return -1;
+    if (learn_names()) return -1;
     PyObject *board = PyImport_ImportModule("superpod.interconnect._board");
     if (board == NULL || (seats = PyObject_GetAttrString(board, "Seat")) == NULL) return -1;
     Py_DECREF(board);

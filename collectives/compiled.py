@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from superpod.collectives.call import Prepared
 from superpod.collectives.execute import even_bounds
-from superpod.collectives.fused import FUSED, is_relay, star_is_relay, takes_one_meeting
+from superpod.collectives.fused import FUSED, blocks_are_relay, is_relay, star_is_relay, takes_one_meeting
 from superpod.collectives.operations import Operation
+from superpod.collectives.relay import pieces
 from superpod.collectives.table import Table
-from superpod.interconnect.board import KINDS, Exchange
+from superpod.interconnect.exchange import KINDS, Exchange, Relay
 
-Moves = tuple[Exchange | None, ...]
+Moves = tuple[Exchange | Relay | None, ...]
 """A card's meetings; None: here comes what goes between hosts. Array 0 is the call's first, array 1 the other one."""
 
 
@@ -28,7 +29,11 @@ def moves_for(prepared: Prepared, table: Table, op: Operation | None) -> Moves:
         return ()
     if kind and (call.collective, algorithm) == ("all_reduce", "two_shot_ordered"):
         assert op is not None
-        return _two_shot(n, rank, nbytes, op.wide.itemsize, kind, table.slot)
+        return _two_shot(table, nbytes, op.wide.itemsize, kind)
+    if kind and (call.collective, algorithm) == ("reduce_scatter", "direct_ordered") and blocks_are_relay(n, nbytes):
+        assert op is not None
+        own = rank * (nbytes // n)
+        return _relay(table, nbytes, op.wide.itemsize, kind, 1, (own, own + nbytes // n))
     block = nbytes // n if call.collective in ("all_gather", "all_to_all", "reduce_scatter") else nbytes
     if not takes_one_meeting(call.collective, algorithm, n, table.slot, block):
         return ()
@@ -51,9 +56,12 @@ def moves_for(prepared: Prepared, table: Table, op: Operation | None) -> Moves:
     return ()
 
 
-def _two_shot(n: int, rank: int, nbytes: int, itemsize: int, kind: int, slot: int) -> Moves:
-    """Each card adds up the chunk that is its own; then all hand theirs to all."""
-    if n == 2 or not 0 < nbytes <= slot or is_relay(n, nbytes):
+def _two_shot(table: Table, nbytes: int, itemsize: int, kind: int) -> Moves:
+    """Each card adds up the chunk that is its own; then all hand theirs to all. Or a relay, as in fused.py."""
+    n, rank = table.world_size, table.rank
+    if n > 2 and is_relay(n, nbytes):
+        return _relay(table, nbytes, itemsize, kind, 0, (0, nbytes))
+    if n == 2 or not 0 < nbytes <= table.slot:
         return ()
     base, longer = divmod(nbytes // itemsize, n)
     first, last = even_bounds(nbytes // itemsize, n)[rank : rank + 2]
@@ -62,6 +70,11 @@ def _two_shot(n: int, rank: int, nbytes: int, itemsize: int, kind: int, slot: in
         Exchange(give=0, given=nbytes, kind=kind, into=0, at=at, offset=at, nbytes=chunk),
         Exchange(give=0, start=at, given=chunk, into=0, nbytes=each, longer=longer, more=itemsize),
     )
+
+
+def _relay(table: Table, nbytes: int, itemsize: int, kind: int, into: int, bounds: tuple[int, int]) -> Moves:
+    piece, window = pieces(table, itemsize)
+    return (Relay(kind, 0, into, itemsize, nbytes, *bounds, piece * itemsize, window),)
 
 
 def _leaders(n: int, rank: int, nbytes: int, kind: int, slot: int) -> Moves:

@@ -10,7 +10,7 @@ There are two: a Lane (_express.c) for what compiled code does from end to end, 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from threading import get_ident
 from typing import Any, Protocol, TypeAlias
@@ -29,6 +29,7 @@ from superpod.collectives.select import Choice
 from superpod.collectives.statistics import Ledger
 from superpod.collectives.table import Table
 from superpod.collectives.work import Worker
+from superpod.interconnect.exchange import Exchange, Relay
 
 try:
     from superpod.collectives._express import Lane
@@ -59,8 +60,8 @@ def short_way(engine: Host, prepared: Prepared, table: Table, op: Operation | No
         table: of all its ranks on this host.
         op: if it reduces, in its dtype.
     """
-    moves = moves_for(prepared, table, op)
-    if Lane is None or not moves or None in moves:
+    moves = () if Lane is None else moves_for(prepared, table, op)
+    if not moves or None in moves:
         return Express(engine, prepared, table, op, moves)
     call, text = prepared.call, prepared.where.text
     return Lane(
@@ -74,12 +75,22 @@ def short_way(engine: Host, prepared: Prepared, table: Table, op: Operation | No
         choice=prepared.choice,
         row=_row(engine, prepared),
         late=partial(_late, table, text, engine),
+        late_for=partial(_late_for, table, text, engine),
         failed=partial(_failed, engine, call.collective),
         moves=moves,
-        arrays=1 + max(max(move.give, move.into) for move in moves if move is not None),
+        arrays=1 + max(_arrays(moves)),
         **engine.agreement.compiled(text),
         **table.compiled(text),
     )
+
+
+def _arrays(moves: Moves) -> Iterator[int]:
+    """The numbers of the arrays that they are about; -1: none."""
+    for move in moves:
+        if isinstance(move, Relay):
+            yield from (move.array, move.into)
+        elif move is not None:
+            yield from (move.give, move.into)
 
 
 def _row(engine: Host, prepared: Prepared) -> list[float]:
@@ -88,6 +99,10 @@ def _row(engine: Host, prepared: Prepared) -> list[float]:
 
 def _late(table: Table, text: str, engine: Host, sequence: int) -> None:
     table.late(text, sequence, engine.timeout)
+
+
+def _late_for(table: Table, text: str, engine: Host, sequence: int, rank: int, count: int) -> None:
+    table.late_for(text, sequence, engine.timeout, rank, count)
 
 
 def _failed(engine: Host, collective: str, error: BaseException) -> None:
@@ -131,7 +146,7 @@ class Express:
                 for move in self._moves:
                     if move is None:
                         self._across(spaces, sequence)
-                    else:
+                    elif isinstance(move, Exchange):
                         self._table.exchange(prepared.where.text, sequence, engine.timeout, move, spaces)
                 if not self._moves:
                     self._meet(spaces, sequence, None if into is None else into.reshape(-1))

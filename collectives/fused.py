@@ -168,9 +168,14 @@ def is_relay(n: int, nbytes: int) -> bool:
     return nbytes > (_MEETING * n if n > most else least)
 
 
+def blocks_are_relay(n: int, nbytes: int) -> bool:
+    """Whether n cards do a reduce_scatter of so many bytes, all blocks together, in a relay."""
+    return nbytes > _MEETING * n
+
+
 def _reduce_scatter_ordered(meeting: Meeting, task: Task) -> None:
     """Rank r adds up block r, rank 0's first; long ones are added up on the way to it."""
-    if task.spaces[0].nbytes > _MEETING * meeting.world_size:
+    if blocks_are_relay(meeting.world_size, task.spaces[0].nbytes):
         bounds, own = task.banks[0], meeting.rank
         relay(meeting, task, bounds[own], bounds[own + 1])
         return

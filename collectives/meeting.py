@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,6 +35,13 @@ class Meeting(Protocol):
         """Come to a meeting without waiting for the others; returns a room for all, of world_size · slot bytes.
 
         Nobody leaves it before the last rank is through with all `pieces`.
+        """
+        ...
+
+    def carry(self, reduce: Any, array: Array, into: Array, first: int, piece: int, window: int) -> bool:
+        """Do all of a relay, as relay.py has it, in compiled code; False, and nothing is done, if that cannot be.
+
+        Args: the ufunc; the array; what is taken, elements `first` on of the sum; elements a piece; pieces a window.
         """
         ...
 

@@ -29,9 +29,11 @@ def relay(meeting: Meeting, task: Task, first: int, last: int) -> None:
     into = array[first:last] if task.into is None else task.into
     reduce, size = task.reduce, array.size
     assert reduce is not None
-    piece, window = _pieces(meeting, array.itemsize)
+    piece, window = pieces(meeting, array.itemsize)
     count, width = max(1, -(-size // piece)), piece * window  # an empty one, too: nobody leaves before all have come
     windows = -(-count // window)
+    if meeting.carry(reduce, array, into, first, piece, window):
+        return
     room = meeting.relay(count)[: _WINDOWS * width * array.itemsize].view(array.dtype)
     for w in range(windows + 1):
         for i in range(w * window, min((w + 1) * window, count)):
@@ -51,8 +53,8 @@ def relay(meeting: Meeting, task: Task, first: int, last: int) -> None:
             into[low - first : high - first] = room[start + low : start + high]
 
 
-def _pieces(meeting: Meeting, itemsize: int) -> tuple[int, int]:
-    """Elements of a piece and pieces of a window: so many are under way that all cards can work at once."""
+def pieces(meeting: Meeting, itemsize: int) -> tuple[int, int]:
+    """Elements of a piece of a relay, and pieces of a window: so many are under way that all cards can work at once."""
     room = meeting.slot * meeting.world_size // _WINDOWS
     window = max(4, meeting.world_size // _WINDOWS)
     piece = max(1, min(_PIECE, room // window // 64 * 64) // itemsize)

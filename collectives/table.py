@@ -17,8 +17,9 @@ import numpy as np
 
 from superpod.collectives.execute import COLLECTIVE_TAG, Array
 from superpod.collectives.window import Window, can_read_all, share
-from superpod.interconnect.board import Board, Exchange
+from superpod.interconnect.board import Board
 from superpod.interconnect.errors import CollectiveMismatch, PeerLost
+from superpod.interconnect.exchange import KINDS, Exchange, Relay
 from superpod.interconnect.group import Group, at, mismatch
 from superpod.interconnect.mesh import PROBE_AFTER, Mesh
 from superpod.interconnect.streams import Receive
@@ -101,7 +102,7 @@ class Table:
         self._tag, self._end, self._limit = 0, 0.0, 0.0
         self._patience, self._nap = _AMONG_HOSTS if among_hosts else _HERE
         self._waiting: list[int] | None = None  # while it sleeps: whom it needs, if all have come
-        self._past = self._told = 0  # pieces of all relays before this one, and with it
+        self._past = 0  # pieces of all relays before this one
         self._windows: bool | None = None  # whether all can read all; None: that was not tried yet
 
     def _miss(self, host: Receive, error: OSError) -> NoReturn:
@@ -146,6 +147,12 @@ class Table:
         self._limit = seconds
         self._wait(partial(self.board.sleep, self.board.wanted), [])
 
+    def late_for(self, text: str, sequence: int, seconds: float, rank: int, count: int) -> None:
+        """As `late`, for a rank that has not told `count` pieces of all relays."""
+        self.call(text, sequence, seconds - self._patience[1])
+        self._limit = seconds
+        self._reach(rank, count)
+
     def meet(self) -> None:
         """Raises what Mesh.wait raises."""
         wanted = self.board.come(self._tag, self._text)
@@ -166,10 +173,20 @@ class Table:
 
     def relay(self, pieces: int) -> Array:
         """See Meeting. The counts of all relays go on from one another, so none is ever taken back."""
-        room = self.board.room()
-        self._past, self._told = self._told, self._told + pieces
+        room, self._past = self.board.begin_relay(pieces)
         self.board.come(self._tag, self._text)
         return room
+
+    def carry(self, reduce: Any, array: Array, into: Array, first: int, piece: int, window: int) -> bool:
+        """See Meeting. Raises what Mesh.wait raises."""
+        kind = KINDS.get(array.dtype.name) if reduce is np.add and array.dtype.isnative else None
+        if not self.native or kind is None:
+            return False
+        size = array.itemsize
+        bounds = first * size, (first + into.size) * size
+        what = Relay(kind, 0, 1, size, array.nbytes, *bounds, piece * size, window)
+        self.board.relay(self._tag, self._text, what, (array, into), (*self._patience, self._reach))
+        return True
 
     def tell(self, count: int, wakes: int | None = None) -> None:
         """See Meeting."""
@@ -177,7 +194,9 @@ class Table:
 
     def wait_for(self, rank: int, count: int) -> None:
         """Raises what Mesh.wait raises."""
-        count += self._past
+        self._reach(rank, self._past + count)
+
+    def _reach(self, rank: int, count: int) -> None:
         if not self.board.watch_for(rank, count, self._patience[0]):
             self._wait(partial(self.board.sleep_for, rank, count), [rank])
 

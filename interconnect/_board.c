@@ -3,7 +3,7 @@
  *
  * It is built where there is a C compiler, and left out where there is none. Only CPython's stable interface is used.
  */
-#include "_board.h"
+#include "_relay.h"
 
 #define MOST 3 /* arrays of a call */
 
@@ -37,6 +37,7 @@ static PyObject *seat_watch(PyObject *self, PyObject *const *args, Py_ssize_t na
     return PyBool_FromLong(here);
 }
 
+/* What a call is given: an exchange and its arrays. */
 static int read_call(const Seat *seat, PyObject *exchange, PyObject *given, Exchange *what, Array *arrays) {
     Py_ssize_t count = PyTuple_Size(given);
     if (count < 0) return -1;
@@ -71,14 +72,41 @@ static PyObject *seat_take(PyObject *self, PyObject *const *args, Py_ssize_t nar
     Py_RETURN_NONE;
 }
 
-/* Seat(memory, state, rank, world_size, slot, asleep, stamps_0, stamps_1, slots_0, slots_1, spins): offsets in bytes. */
+static int late_for(void *callback, Py_ssize_t rank, uint64_t count) {
+    PyObject *result = PyObject_CallFunction(callback, "nK", rank, (unsigned long long)count);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+/* relay(tag, relay, arrays, patience, seconds, late): a whole relay; late(rank, count) waits in Python. */
+static PyObject *seat_relay(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+    Seat *seat = (Seat *)self;
+    Relay what;
+    Array arrays[MOST];
+    if (expect("relay", nargs, 6)) return NULL;
+    unsigned long tag = PyLong_AsUnsignedLong(args[0]);
+    double patience = PyFloat_AsDouble(args[3]), seconds = PyFloat_AsDouble(args[4]);
+    Py_ssize_t count = PyErr_Occurred() ? -1 : PyTuple_Size(args[2]);
+    if (count < 0 || PyTuple_Size(args[1]) != 9 || count > MOST) {
+        if (!PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "a relay is a tuple of 9 numbers, for up to %d arrays", MOST);
+        return NULL;
+    }
+    if (read_relay(seat, args[1], count, &what)) return NULL;
+    for (int i = 0; i < count; i++)
+        if (read_array(PyTuple_GetItem(args[2], i), i == what.into, &arrays[i])) return NULL;
+    if (relay_fits(&what, arrays) || relay(seat, (uint32_t)tag, &what, arrays, patience, seconds, late_for, args[5])) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Seat(memory, state, rank, world_size, slot, asleep, stamps_0, stamps_1, posts, slots_0, slots_1, spins): offsets in
+ * bytes. */
 static PyObject *seat_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"memory", "state", "rank", "world_size", "slot", "asleep", "stamps_0", "stamps_1", "slots_0",
-                            "slots_1", "spins", NULL};
+    static char *names[] = {"memory", "state", "rank", "world_size", "slot", "asleep", "stamps_0", "stamps_1", "posts",
+                            "slots_0", "slots_1", "spins", NULL};
     PyObject *memory, *state;
-    Py_ssize_t rank, n, slot, asleep, stamps[2], slots[2], spins;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOnnnnnnnnn", names, &memory, &state, &rank, &n, &slot, &asleep,
-                                     &stamps[0], &stamps[1], &slots[0], &slots[1], &spins))
+    Py_ssize_t rank, n, slot, asleep, stamps[2], posts, slots[2], spins;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOnnnnnnnnnn", names, &memory, &state, &rank, &n, &slot, &asleep,
+                                     &stamps[0], &stamps[1], &posts, &slots[0], &slots[1], &spins))
         return NULL;
     Seat *seat = (Seat *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (seat == NULL) return NULL;
@@ -90,7 +118,9 @@ static PyObject *seat_new(PyTypeObject *type, PyObject *args, PyObject *keywords
     seat->rank = rank, seat->world_size = n, seat->slot = slot, seat->spins = spins;
     seat->bell = (uint32_t *)base;
     seat->asleep = base + asleep;
+    seat->posts = (uint64_t *)(base + posts);
     int within = seat->state.len == STATE * sizeof(uint64_t) && rank >= 0 && rank < n;
+    within &= posts >= 0 && posts + 8 * POST * n <= seat->memory.len;
     for (int i = 0; i < 2; i++) {
         seat->stamps[i] = (uint64_t *)(base + stamps[i]);
         seat->slots[i] = base + slots[i];
@@ -116,6 +146,7 @@ static PyMethodDef methods[] = {
     {"come", (PyCFunction)(void (*)(void))seat_come, METH_FASTCALL, NULL},
     {"watch", (PyCFunction)(void (*)(void))seat_watch, METH_FASTCALL, NULL},
     {"meet", (PyCFunction)(void (*)(void))seat_meet, METH_FASTCALL, NULL},
+    {"relay", (PyCFunction)(void (*)(void))seat_relay, METH_FASTCALL, NULL},
     {"take", (PyCFunction)(void (*)(void))seat_take, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };

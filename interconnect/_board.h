@@ -18,9 +18,10 @@
 
 #define LOOKS 16    /* at the stamps between two looks at the clock */
 #define ANYWHERE (PY_SSIZE_T_MAX / 4) /* in an array: what is added to it does not overflow */
+#define FAR (16 << 20) /* bytes that cards write before any of it is read: more than stays in the caches */
 #define BLOCK 512   /* elements that are added up at a time: their total stays in the first-level cache */
 
-enum { MEETINGS, SET, STAMP, STATE }; /* a card's own words: see Board._state */
+enum { MEETINGS, SET, STAMP, TOLD, STATE }; /* a card's own words: see Board._state */
 
 typedef struct {
     PyObject_HEAD
@@ -28,7 +29,7 @@ typedef struct {
     Py_ssize_t rank, world_size, slot, spins;
     uint32_t *bell;
     uint8_t *asleep;
-    uint64_t *stamps[2];
+    uint64_t *stamps[2], *posts;
     uint8_t *slots[2];
 } Seat;
 
@@ -142,6 +143,36 @@ static inline void fold(const Seat *seat, const uint8_t *slots, int kind, uint8_
     }
 }
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+
+/* Copy so much that no cache would hold it until it is read: past the caches, whose lines need not be read first. */
+static inline void copy_past(uint8_t *into, const uint8_t *from, Py_ssize_t nbytes) {
+    Py_ssize_t head = (16 - ((uintptr_t)into & 15)) & 15;
+    if (nbytes < 256) {
+        memcpy(into, from, nbytes);
+        return;
+    }
+    memcpy(into, from, head);
+    into += head, from += head, nbytes -= head;
+    for (; nbytes >= 64; into += 64, from += 64, nbytes -= 64)
+        for (int i = 0; i < 64; i += 16)
+            _mm_stream_si128((__m128i *)(into + i), _mm_loadu_si128((const __m128i *)(from + i)));
+    memcpy(into, from, nbytes);
+    _mm_sfence();
+}
+#else
+#define copy_past memcpy
+#endif
+
+/* Copy what is one of many copies, of `all` bytes together. */
+static inline void copy(uint8_t *into, const uint8_t *from, Py_ssize_t nbytes, Py_ssize_t all) {
+    if (all < FAR)
+        memcpy(into, from, nbytes);
+    else
+        copy_past(into, from, nbytes);
+}
+
 /* The bytes that an exchange puts into its array. */
 static inline Py_ssize_t taken(const Seat *seat, const Exchange *what) {
     if (what->kind || what->root >= 0) return what->nbytes;
@@ -160,21 +191,28 @@ static inline void take(const Seat *seat, const Exchange *what, const Array *arr
     else
         for (Py_ssize_t r = 0; r < seat->world_size; r++) {
             Py_ssize_t some = what->nbytes + (r < what->longer ? what->more : 0);
-            memcpy(into, slots + r * seat->slot, some);
+            copy(into, slots + r * seat->slot, some, what->nbytes * seat->world_size * seat->world_size);
             into += some;
         }
 }
 
-/* A whole meeting, but for the wait of one whose others are late: give, come, watch, and take if all have come. */
-static inline int exchange(Seat *seat, uint32_t tag, const Exchange *what, const Array *arrays, double patience, double seconds) {
+/* The next meeting is for calls of this tag: its slots. */
+static inline uint8_t *next_slots(Seat *seat, uint32_t tag) {
     uint64_t *state = seat_state(seat);
     state[SET] ^= 1;
     state[MEETINGS]++;
     state[STAMP] = (state[MEETINGS] & 0xFFFFFFFF) << 32 | tag;
-    int half = state[MEETINGS] & 1;
-    uint64_t stamp = state[STAMP];
+    return seat->slots[state[SET] & 1];
+}
+
+/* A whole meeting, but for the wait of one whose others are late: give, come, watch, and take if all have come. */
+static inline int exchange(Seat *seat, uint32_t tag, const Exchange *what, const Array *arrays, double patience, double seconds) {
+    uint8_t *room = next_slots(seat, tag);
+    int half = seat_state(seat)[MEETINGS] & 1;
+    uint64_t stamp = seat_state(seat)[STAMP];
     if (what->give >= 0)
-        memcpy(seat->slots[state[SET] & 1] + seat->rank * seat->slot, arrays[what->give].address + what->start, what->given);
+        copy(room + seat->rank * seat->slot, arrays[what->give].address + what->start, what->given,
+             what->given * seat->world_size);
     int here = stamp_and_look(seat, half, stamp);
     if (!here) {
         Py_BEGIN_ALLOW_THREADS

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 class Seat:
@@ -13,6 +14,7 @@ class Seat:
         asleep: int,
         stamps_0: int,
         stamps_1: int,
+        posts: int,
         slots_0: int,
         slots_1: int,
         spins: int,
@@ -23,3 +25,13 @@ class Seat:
         self, tag: int, exchange: tuple[int, ...], arrays: tuple[Any, ...], patience: float, seconds: float, /
     ) -> bool: ...
     def take(self, exchange: tuple[int, ...], arrays: tuple[Any, ...], /) -> None: ...
+    def relay(
+        self,
+        tag: int,
+        relay: tuple[int, ...],
+        arrays: tuple[Any, ...],
+        patience: float,
+        seconds: float,
+        late: Callable[[int, int], None],
+        /,
+    ) -> None: ...

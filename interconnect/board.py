@@ -26,7 +26,8 @@ import re
 import secrets
 import threading
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ import numpy.typing as npt
 from superpod.interconnect import futex
 from superpod.interconnect.cores import cores
 from superpod.interconnect.errors import BadFrame
+from superpod.interconnect.exchange import Exchange, Relay
 from superpod.interconnect.shm_memory import Memory
 
 try:
@@ -42,6 +44,7 @@ except ImportError:  # there was no C compiler where superpod was installed
     Seat = None  # type: ignore[assignment, misc]
 
 Bytes = npt.NDArray[np.uint8]
+Waits = tuple[float, float, Callable[[int, int], None]]
 
 TEXT = 256  # bytes of a card's call in words
 _PAGE = 4096
@@ -49,37 +52,9 @@ _LINE = 64
 _POST, _BELL = 2 * _LINE // 8, _LINE // 8  # in words: from one card's post to the next, and to the bell in it
 _TOKEN, _TOKEN_BYTES = 16, 16  # where in the first line the board's own name lies, and how long it is
 _CLOSED_GROUP, _LEFT_JOB = 1, 2
-_MEETINGS, _SET, _STAMP, _STATE = range(4)  # a card's own words: how many there were, the slots of this one, its stamp
+_MEETINGS, _SET, _STAMP, _TOLD, _STATE = range(5)
+"""A card's own words: its meetings so far; the slots and stamp of the latest; pieces of all relays so far."""
 _SPINS = 500  # looks at the stamps before giving way, some 10 µs, if every card has a core of its own
-KINDS = {"float32": ord("f"), "float64": ord("d")} | {
-    f"{sign}int{bits}": ord(kind) for sign in ("", "u") for bits, kind in ((32, "i"), (64, "l"))
-}
-"""What compiled code adds up: numpy's names of dtypes → what it calls them."""
-
-
-class Exchange(NamedTuple):
-    """What a card gives at a meeting, and takes when all have come. Arrays are numbered in a call; -1: none.
-
-    Attributes:
-        give, start, given: the array for the beginning of the slot, from where in it, and how much [B].
-        kind: one of KINDS: the sum of all slots is taken, from rank 0's to the last, as numpy adds them up; 0: copies.
-        into, at: the array where that goes, and where in it [B].
-        offset, nbytes: what of a slot is taken [B].
-        root: whose slot is copied; -1: all slots, one after the other.
-        longer, more: of the first so many slots as many bytes more are copied, if all are.
-    """
-
-    give: int = -1
-    start: int = 0
-    given: int = 0
-    kind: int = 0
-    into: int = -1
-    at: int = 0
-    offset: int = 0
-    nbytes: int = 0
-    root: int = -1
-    longer: int = 0
-    more: int = 0
 
 
 def possible() -> bool:
@@ -113,7 +88,8 @@ class Board:
         self.seat: Seat | None = None
         if native and Seat is not None:
             spins = _SPINS if world_size <= cores() else 0
-            places = {"asleep": _LINE, "stamps_0": base, "stamps_1": base + words}
+            posts = base + 2 * words + TEXT * world_size
+            places = {"asleep": _LINE, "stamps_0": base, "stamps_1": base + words, "posts": posts}
             rooms = {"slots_0": head, "slots_1": head + slot * world_size}
             self.seat = Seat(memory.view, self._state, rank, world_size, slot, **places, **rooms, spins=spins)
         stamps = [whole[base + i * words : base + i * words + 8 * world_size] for i in range(2)]
@@ -123,8 +99,8 @@ class Board:
         base += 2 * words
         self._texts = whole[base : base + TEXT * world_size].reshape(world_size, TEXT)
         base += TEXT * world_size
-        posts = whole[base : base + 2 * _LINE * world_size].view(np.uint64).data  # how far, bell, for what
-        self._posts, self._bells = posts, self._address + base + _LINE
+        self._posts = whole[base : base + 2 * _LINE * world_size].view(np.uint64).data  # how far, bell, for what
+        self._bells = self._address + base + _LINE
         self._slots: list[Bytes] = [
             whole[head + i * slot * world_size : head + (i + 1) * slot * world_size].reshape(world_size, slot)
             for i in range(2)
@@ -240,6 +216,24 @@ class Board:
         assert self.seat is not None
         self.seat.take(what, arrays)
 
+    def relay(self, tag: int, text: str, what: Relay, arrays: tuple[Any, ...], waits: Waits) -> None:
+        """A whole relay in compiled code. Call it only if there is a `seat`.
+
+        Args:
+            tag, text: as for `come`.
+            arrays: as for `exchange`.
+            waits: patience, seconds, and what then waits for a rank to have told so many pieces.
+        """
+        assert self.seat is not None
+        self._say(text)
+        self.seat.relay(tag, what, arrays, *waits)
+
+    def begin_relay(self, pieces: int) -> tuple[Bytes, int]:
+        """The other set of slots as one piece, for all cards together, and the pieces of all relays before this one."""
+        before = self._state[_TOLD]
+        self._state[_TOLD] = before + pieces
+        return self.begin().reshape(-1), before
+
     def withdraw(self) -> None:
         """This card has given up: whoever comes after it waits in vain, and is not told that all have come."""
         self._own_stamps[self.meetings & 1][0] = 0
@@ -275,10 +269,6 @@ class Board:
         finally:
             self._asleep[self.rank] = 0
         return self.met(wanted)
-
-    def room(self) -> Bytes:
-        """The other set of slots as one piece, for all cards together."""
-        return self.begin().reshape(-1)
 
     def tell(self, count: int, wakes: int | None = None) -> None:
         """Say how far this card is; numbers only grow. It wakes one card, or else the next one, the last card all."""
@@ -329,9 +319,8 @@ class Board:
 
     def departed(self) -> dict[int, bool]:
         """The cards that come no more → whether they have left the job."""
-        if self._departed.tobytes() == self._nobody:
-            return {}
-        return {int(r): bool(self._departed[r] == _LEFT_JOB) for r in np.flatnonzero(self._departed)}
+        marks = self._departed.tobytes()  # others may be leaving just now
+        return {} if marks == self._nobody else {r: mark == _LEFT_JOB for r, mark in enumerate(marks) if mark}
 
     def absent(self) -> list[int]:
         """The cards that have not come to this meeting."""

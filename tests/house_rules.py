@@ -235,7 +235,7 @@ def house() -> dict[str, str]:
     """path → its docstring's first line (else ""): what the README's tree must show, folders with a "/" at the end."""
     files = [p for p in ROOT.iterdir() if p.is_file() and p.suffix in ("", ".md", ".toml", ".txt") and p.name[0] != "."]
     for folder in (*FLOORS, "docs", "examples"):
-        files += [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".c", ".toml", ".md")]
+        files += [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".c", ".h", ".toml", ".md")]
     files += [ROOT / "setup.py", ROOT / ".ci/run", ROOT / "src/superpod/__init__.py"]
     folders = {parent for file in files for parent in file.parents if parent.is_relative_to(ROOT) and parent != ROOT}
     paths = {file.relative_to(ROOT).as_posix(): _first_line(file) for file in files}

@@ -58,6 +58,9 @@ class Seat:
     def window(self, array: Any) -> Window | None:
         return share(self, array, missed) if self.windows else None
 
+    def carry(self, *_: Any) -> bool:
+        return False
+
     def relay(self, pieces: int) -> Any:
         self._set ^= 1
         self._past, self._all = self._all, self._all + pieces

@@ -17,7 +17,8 @@ import pytest
 from cards import exit_code, forked
 
 from superpod.interconnect import futex
-from superpod.interconnect.board import KINDS, TEXT, Board, Exchange, Seat, nbytes, possible
+from superpod.interconnect.board import TEXT, Board, Seat, nbytes, possible
+from superpod.interconnect.exchange import KINDS, Exchange, Relay
 
 pytestmark = pytest.mark.skipif(not possible(), reason="boards need x86-64, futex and memfd_create")
 
@@ -283,9 +284,59 @@ def test_nothing_has_a_name() -> None:
     board.close_descriptor()
 
 
+def late_in(board: Board) -> Callable[[int, int], None]:
+    return lambda rank, count: reach(board, rank, count, 0.0)
+
+
+@pytest.mark.parametrize("seconds", [(0.0, 0.0), (0.001, 0.003)])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_compiled_relay_adds_up_and_takes_a_part(n: int, seconds: tuple[float, float]) -> None:
+    """Of any number of pieces and windows, among meetings; waiting in C alone, or mostly in Python."""
+
+    def body(board: Board) -> None:
+        for turn, count in enumerate([0, 1, 7, 64, 65, 400, 1023] * 4):
+            for dtype in KINDS:
+                arrays = [(np.arange(count) % 50 + rank + turn).astype(dtype) for rank in range(n)]
+                own, size, whole = arrays[board.rank], arrays[0].itemsize, sum_of(arrays)
+                first, last = count // 3, count - count // 4
+                part = own if turn % 2 else np.zeros(last - first, dtype)
+                bounds = (0, own.nbytes) if turn % 2 else (first * size, last * size)
+                what = Relay(KINDS[dtype], 0, 1, size, own.nbytes, *bounds, piece=16 * size, window=1 + turn % 3)
+                board.relay(7, "a relay", what, (own.copy(), part), (*seconds, late_in(board)))
+                assert part.tobytes() == (whole if turn % 2 else whole[first:last]).tobytes(), (turn, dtype)
+            assert total(board, 1) == n
+
+    with_others(n, body, "compiled")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": 7}, "no kind that can be added up"),
+        ({"itemsize": 0}, "no kind"),
+        ({"piece": 0}, "or does not fit"),
+        ({"window": 1000}, "or does not fit"),
+        ({"size": 65}, "fewer bytes than the 65"),
+        ({"last": 65}, "65 bytes must be 0 to 64"),
+        ({"first": 33, "last": 32}, "33 bytes must be 0 to 32"),
+        ({"array": 2}, "2 must be 0 to 1"),
+        ({"into": -1}, "-1 must be 0 to 1"),
+    ],
+)
+def test_a_relay_that_does_not_fit_is_refused(change: dict[str, int], words: str) -> None:
+    board = Board.create(0, 2, SLOT, native=native("compiled", 0))
+    what = Relay(KINDS["float32"], 0, 1, 4, 64, 0, 64, 16, 4)._replace(**change)
+    arrays = np.zeros(16, np.float32), np.zeros(16, np.float32)
+    with pytest.raises(ValueError, match=words):
+        board.relay(7, "a relay", what, arrays, (0.0, 0.0, late_in(board)))
+    assert board.meetings == 0
+
+
 def passed_on(board: Board, past: int, pieces: int, patience: float) -> list[int]:
     """What lies on the board in the end, if every card adds its rank + 1 to each piece that the one before has done."""
-    room = board.room().view(np.int64)
+    room, before = board.begin_relay(pieces)
+    assert before == past
+    room = room.view(np.int64)
     board.come(7, "a relay")
     for piece in range(pieces):
         if board.rank == 0:
