@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from superpod.collectives.call import Prepared
 from superpod.collectives.execute import even_bounds
-from superpod.collectives.fused import FUSED, blocks_are_relay, is_relay, star_is_relay, takes_one_meeting
+from superpod.collectives.fused import FUSED, takes_one_meeting
 from superpod.collectives.operations import Operation
-from superpod.collectives.relay import pieces
+from superpod.collectives.relay import is_relay, pieces
 from superpod.collectives.table import Table
 from superpod.interconnect.exchange import KINDS, Exchange, Relay
 
@@ -30,7 +30,7 @@ def moves_for(prepared: Prepared, table: Table, op: Operation | None) -> Moves:
     if kind and (call.collective, algorithm) == ("all_reduce", "two_shot_ordered"):
         assert op is not None
         return _two_shot(table, nbytes, op.wide.itemsize, kind)
-    if kind and (call.collective, algorithm) == ("reduce_scatter", "direct_ordered") and blocks_are_relay(n, nbytes):
+    if kind and (call.collective, algorithm) == ("reduce_scatter", "direct_ordered") and is_relay(n, nbytes):
         assert op is not None
         own = rank * (nbytes // n)
         return _relay(table, nbytes, op.wide.itemsize, kind, 1, (own, own + nbytes // n))
@@ -79,7 +79,7 @@ def _relay(table: Table, nbytes: int, itemsize: int, kind: int, into: int, bound
 
 def _leaders(n: int, rank: int, nbytes: int, kind: int, slot: int) -> Moves:
     """The first card of a host adds up, and hands out what comes from between the hosts."""
-    if nbytes > slot or star_is_relay(n, nbytes):
+    if nbytes > slot or is_relay(n, nbytes):
         return ()
     own = Exchange(give=0, given=nbytes)
     if rank > 0:

@@ -15,12 +15,10 @@ import numpy as np
 from superpod.collectives.execute import Array, Bounds
 from superpod.collectives.meeting import Meeting as Meeting
 from superpod.collectives.meeting import Task as Task
-from superpod.collectives.relay import relay
+from superpod.collectives.relay import is_relay, relay
 from superpod.collectives.window import Window
 
 _SHORT = 16 << 10  # bytes of a row that are added up in one go with others: what numpy adds to then stays in the cache
-_MEETING = 32 << 10  # bytes of an array for each card up to which a meeting takes less time than a relay
-_RELAYED = (16, 256 << 10)  # cards up to which an all_reduce goes by a relay whenever the array is longer than that
 _EXCHANGED = (
     32 << 10,
     512 << 10,
@@ -67,15 +65,10 @@ def _one_shot(meeting: Meeting, task: Task) -> None:
 
 def _reduce_star(meeting: Meeting, task: Task) -> None:
     """The root adds up all arrays, rank 0's first; long ones are added up on the way to it."""
-    if star_is_relay(meeting.world_size, (array := task.spaces[0]).nbytes):
+    if is_relay(meeting.world_size, (array := task.spaces[0]).nbytes):
         relay(meeting, task, 0, array.size if meeting.rank == task.root else 0)
         return
     _fold_arrays(meeting, task, here=meeting.rank == task.root)
-
-
-def star_is_relay(n: int, nbytes: int) -> bool:
-    """Whether n cards reduce so many bytes by star in a relay."""
-    return nbytes > _MEETING * n
 
 
 def _two_shot(meeting: Meeting, task: Task) -> None:
@@ -162,20 +155,9 @@ def _two_shot_ordered(meeting: Meeting, task: Task) -> None:
         _take(results, array, bounds, start)
 
 
-def is_relay(n: int, nbytes: int) -> bool:
-    """Whether n cards reduce so many bytes by two_shot_ordered in a relay."""
-    most, least = _RELAYED
-    return nbytes > (_MEETING * n if n > most else least)
-
-
-def blocks_are_relay(n: int, nbytes: int) -> bool:
-    """Whether n cards do a reduce_scatter of so many bytes, all blocks together, in a relay."""
-    return nbytes > _MEETING * n
-
-
 def _reduce_scatter_ordered(meeting: Meeting, task: Task) -> None:
     """Rank r adds up block r, rank 0's first; long ones are added up on the way to it."""
-    if blocks_are_relay(meeting.world_size, task.spaces[0].nbytes):
+    if is_relay(meeting.world_size, task.spaces[0].nbytes):
         bounds, own = task.banks[0], meeting.rank
         relay(meeting, task, bounds[own], bounds[own + 1])
         return
@@ -363,7 +345,7 @@ def takes_one_meeting(collective: str, algorithm: str, n: int, slot: int, block:
         case "broadcast", "direct":
             return 0 < block <= slot
         case "reduce_scatter", "direct_ordered":
-            return 0 < n * block <= min(slot, _MEETING * n)
+            return 0 < n * block <= slot and not is_relay(n, n * block)
         case (("all_gather" | "all_to_all"), "direct"):
             least, most = _READ[collective]
             room = slot if collective == "all_gather" else _exchanged(slot, n)

@@ -13,9 +13,16 @@ from itertools import pairwise
 from superpod.collectives.execute import Bounds
 from superpod.collectives.meeting import Meeting, Task
 
+_LEAST = ((4, 64 << 10), (64, 256 << 10), (128, 512 << 10))
+"""Up to so many cards, a relay takes less time than meetings from so many bytes on; for more cards from 1 MiB on."""
 _PIECE = 256 << 10  # bytes of a piece: half or twice as many cost 8 cards up to a third more time at 1 MiB
 _WINDOWS = 4  # of pieces, that there is room for
 _LAPS = 2  # pieces of every share that there is room for: one on its way, one whose sum has not been taken yet
+
+
+def is_relay(n: int, nbytes: int) -> bool:
+    """Whether n cards go by a relay, where an algorithm may, when they reduce arrays of so many bytes."""
+    return nbytes >= next((least for most, least in _LEAST if n <= most), 1 << 20)
 
 
 def relay(meeting: Meeting, task: Task, first: int, last: int) -> None:

@@ -77,16 +77,11 @@ TABLE: Mapping[str, tuple[Rule, ...]] = {  # the first rule that fits counts; th
 
 _FEW = (Rule(2, 16 * _K, "one_shot"), Rule(4, 64 * _K, "one_shot"), Rule(8, 16 * _K, "one_shot"))
 _MANY = (Rule(64, 4 * _K, "one_shot"), Rule(256, 512, "one_shot"))
-_LONG = (
-    Rule(16, MAX, "two_shot_ordered"),
-    Rule(256, 512 * _K, "two_shot_ordered"),
-    Rule(256, 2 * _M, "two_shot"),
-    Rule(256, MAX, "two_shot_ordered"),
-)
+_LONG = (Rule(256, MAX, "two_shot_ordered"),)
 BOARD: Mapping[str, tuple[Rule, ...]] = {  # where all cards meet on a board; for larger worlds TABLE goes on
     "all_reduce": (*_FEW, *_MANY, *_LONG),
     "broadcast": (Rule(256, MAX, "direct"),),
-    "reduce": (Rule(16, 256 * _K, "direct"), Rule(256, 2 * _M, "direct"), Rule(256, MAX, "star")),
+    "reduce": (Rule(256, 256 * _K, "direct"), Rule(256, MAX, "star")),
     "all_gather": (Rule(256, MAX, "direct"),),
     "reduce_scatter": (Rule(2, MAX, "direct"), Rule(256, MAX, "direct_ordered")),
     "all_to_all": (Rule(256, MAX, "direct"),),
@@ -137,12 +132,12 @@ ORDERED: Mapping[str, tuple[Rule, ...]] = {  # in place of TABLE's, if only algo
     ),
 }
 ORDERED_BOARD: Mapping[str, tuple[Rule, ...]] = {  # in place of BOARD's
-    "all_reduce": (*_FEW, *_MANY, Rule(256, MAX, "two_shot_ordered")),
+    "all_reduce": (*_FEW, *_MANY, *_LONG),
     "reduce": (Rule(256, MAX, "star"),),
     "reduce_scatter": (Rule(256, MAX, "direct_ordered"),),
 }
 OWN_CORES_ORDERED_BOARD: Mapping[str, tuple[Rule, ...]] = {  # in place of ORDERED_BOARD's
-    "all_reduce": (*_FEW, *_EACH, Rule(256, MAX, "two_shot_ordered")),
+    "all_reduce": (*_FEW, *_EACH, *_LONG),
 }
 _SETTING = "SUPERPOD_DETERMINISTIC"
 

@@ -194,8 +194,7 @@ def test_the_same_bits_as_through_messages(collective: str, name: str, dtype: An
 
 
 def always_relay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("superpod.collectives.fused._MEETING", 0)
-    monkeypatch.setattr("superpod.collectives.fused._RELAYED", (0, 0))
+    monkeypatch.setattr("superpod.collectives.relay._LEAST", ((1000, 0),))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -254,10 +253,7 @@ def test_zeros_keep_their_sign_and_infinities_are_numbers(collective: str, name:
     meeting=st.sampled_from([0, 32 << 10]),
 )
 def test_any_length_in_any_slot(which: tuple[str, str], n: int, count: int, slot: int, meeting: int) -> None:
-    with (
-        mock.patch("superpod.collectives.fused._MEETING", meeting),
-        mock.patch("superpod.collectives.fused._RELAYED", (16, meeting)),
-    ):
+    with mock.patch("superpod.collectives.relay._LEAST", ((1000, meeting),)):
         results, _ = fused(*which, n, slot, count, np.float32, n - 1)
     expected = executed(*which, n, count, np.float32, n - 1)
     for rank in range(n):
