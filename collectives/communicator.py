@@ -103,10 +103,16 @@ class Communicator(CommunicatorBase):
         target = array
         if at_root:
             target = writable(array) if out is None else shaped(out, array.shape, array.dtype)
+        key = None
+        if not async_op and opts is NO_OPTIONS and operation_.wide == array.dtype:
+            express = self._expresses.get(key := ("reduce", root, op, array.dtype, array.size))
+            if express is not None and express.run(array, target):
+                return target if at_root else None
 
         def action() -> Array | None:
             data = copy_flat(array, operation_.wide)
             flat.reduce(self._engine, data, operation_, root, dtype_name(array.dtype), opts)
+            self._keep(key, operation_)
             if not at_root:
                 return None
             store(target, data)
@@ -254,14 +260,20 @@ class Communicator(CommunicatorBase):
         """Every rank's array at the root: shape (n, *array.shape) there, None elsewhere."""
         opts, text = Options.of("gather", algorithm, timeout), label(checked(array))
         target = blocks_like(array, self.world_size, out) if self.rank == self._root(root) else None
+        key = None
+        if not async_op and opts is NO_OPTIONS:
+            express = self._expresses.get(key := ("gather", root, array.dtype, array.size))
+            if express is not None and express.run(*((array,) if target is None else (array, target))):
+                return target
 
         def action() -> Array | None:
             own = flat_view(array).view(np.uint8)
             if target is None:
                 flat.gather(self._engine, own, None, root, text, opts)
-                return None
-            with Flat(target) as data:
-                flat.gather(self._engine, own, data.view(np.uint8), root, text, opts)
+            else:
+                with Flat(target) as data:
+                    flat.gather(self._engine, own, data.view(np.uint8), root, text, opts)
+            self._keep(key)
             return target
 
         return self._issue("gather", action, async_op)
@@ -286,11 +298,17 @@ class Communicator(CommunicatorBase):
             raise InvalidValue("out=None on a rank that is not the root of a scatter; pass an array for its block")
         else:
             target = writable(out)
+        key = None
+        if not async_op and opts is NO_OPTIONS:
+            express = self._expresses.get(key := ("scatter", root, target.dtype, target.size))
+            if express is not None and express.run(*((array, target) if self.rank == root else (target,))):
+                return target
 
         def action() -> Array:
             source = flat_view(array).view(np.uint8) if array is not None and self.rank == root else None
             with Flat(target) as data:
                 flat.scatter(self._engine, source, data.view(np.uint8), root, label(target), opts)
+            self._keep(key)
             return target
 
         return self._issue("scatter", action, async_op)

@@ -34,17 +34,27 @@ def moves_for(prepared: Prepared, table: Table, op: Operation | None) -> Moves:
         assert op is not None
         own = rank * (nbytes // n)
         return _relay(table, nbytes, op.wide.itemsize, kind, 1, (own, own + nbytes // n))
-    block = nbytes // n if call.collective in ("all_gather", "all_to_all", "reduce_scatter") else nbytes
+    block = nbytes if call.collective in ("all_reduce", "reduce", "broadcast", "barrier") else nbytes // n
     if not takes_one_meeting(call.collective, algorithm, n, table.slot, block):
         return ()
-    own = rank * block
+    own, root = rank * block, call.root
     match call.collective:
         case "barrier":
             return (Exchange(),)
-        case "broadcast" if rank == call.root:
+        case "broadcast" if rank == root:
             return (Exchange(give=0, given=block),)
         case "broadcast":
-            return (Exchange(into=0, nbytes=block, root=call.root),)
+            return (Exchange(into=0, nbytes=block, root=root),)
+        case "gather" if rank == root:
+            return (Exchange(give=0, given=block, into=1, nbytes=block),)
+        case "scatter" if rank == root:
+            return (Exchange(give=0, given=nbytes, into=1, offset=own, nbytes=block, root=root),)
+        case "scatter":
+            return (Exchange(into=0, offset=own, nbytes=block, root=root),)
+        case "reduce" if kind and rank == root:
+            return (Exchange(give=0, given=nbytes, kind=kind, into=1, nbytes=nbytes),)
+        case "gather" | "reduce" if kind or call.collective == "gather":
+            return (Exchange(give=0, given=block),)
         case "all_gather":
             return (Exchange(give=0, start=own, given=block, into=0, nbytes=block),)
         case "all_to_all":

@@ -166,6 +166,7 @@ class Engine:
         after: Callable[[Plan, Sequence[Array]], None] | None = None,
         before: Callable[[Plan, Sequence[Array]], None] | None = None,
         into: Array | None = None,
+        own: Array | None = None,
     ) -> None:
         """Run a collective on `spaces`; call this from an action that was issued.
 
@@ -176,6 +177,7 @@ class Engine:
             banks: number of chunks → chunk bounds of the banks (see `bind`).
             before, after: called with the plan and all spaces, to move blocks into and out of scratch.
             into: where this rank's block of a reduce_scatter goes; then the array stays as it is.
+            own: see Task.
         """
         start = time.perf_counter()
         seconds = self.timeout if timeout is None else timeout
@@ -189,7 +191,7 @@ class Engine:
         sequence = self.agreement.begin(prepared.where.text, prepared.call.nbytes, start, self._place)
         if prepared.fused is not None:
             across = partial(run, plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
-            task = Task(spaces, prepared.banks, reduce, prepared.call.root, across, into)
+            task = Task(spaces, prepared.banks, reduce, prepared.call.root, across, into, own)
             self._meet(prepared.fused, task, prepared.where.text, sequence, seconds)
         else:
             run(plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
@@ -259,7 +261,8 @@ class Engine:
         if op is None or op.factor is None:
             if len(self.expresses) >= _PREPARED:
                 self.expresses.clear()
-            self.expresses[key] = short_way(self, prepared, self._table, op)
+            if (way := short_way(self, prepared, self._table, op)) is not None:
+                self.expresses[key] = way
 
     def _sit(self, text: str, sequence: int, seconds: float) -> Table:
         """Meet the others at the group's board for the first time, for the call of these words and this number."""

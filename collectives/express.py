@@ -52,8 +52,8 @@ class Host(Protocol):
     def fail(self, error: BaseException, text: str) -> None: ...
 
 
-def short_way(engine: Host, prepared: Prepared, table: Table, op: Operation | None) -> ShortWay:
-    """One kind of call, ready: of one collective, length, dtype and operation.
+def short_way(engine: Host, prepared: Prepared, table: Table, op: Operation | None) -> ShortWay | None:
+    """One kind of call, ready: of one collective, length, dtype and operation. None: there is no short way.
 
     Args:
         prepared: the call, which is fused.
@@ -61,6 +61,8 @@ def short_way(engine: Host, prepared: Prepared, table: Table, op: Operation | No
         op: if it reduces, in its dtype.
     """
     moves = () if Lane is None else moves_for(prepared, table, op)
+    if not moves and prepared.call.collective in ("reduce", "gather", "scatter"):
+        return None  # whose arrays are others in Python's way
     if not moves or None in moves:
         return Express(engine, prepared, table, op, moves)
     call, text = prepared.call, prepared.where.text

@@ -180,7 +180,7 @@ def _run_blocks(
     fetch: Array | None = None,
     into: Array | None = None,
 ) -> None:
-    """Run a collective with one block a rank. `put` and `fetch` are this rank's block where it lies in scratch.
+    """Run a collective with one block a rank. `put` and `fetch` are this rank's block, which messages have in scratch.
 
     `into`: see Engine.run.
     """
@@ -192,11 +192,11 @@ def _run_blocks(
         return block
 
     def before(plan: Plan, spaces: Sequence[Array]) -> None:
-        if put is not None and put.size:
+        if put is not None and put.size and plan.places:
             own_block(plan, spaces)[...] = put
 
     def after(plan: Plan, spaces: Sequence[Array]) -> None:
-        if fetch is not None and fetch.size:
+        if fetch is not None and fetch.size and plan.places:
             fetch[...] = own_block(plan, spaces)
 
     layout = tuple(blocks) if not call.equal_blocks else (blocks[0],)
@@ -210,6 +210,7 @@ def _run_blocks(
         before=before,
         after=after,
         into=into,
+        own=put if fetch is None else fetch,
     )
 
 

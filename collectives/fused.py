@@ -7,15 +7,14 @@ schedule's order, so the results are the same bits as those of `execute`. Long a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from superpod.collectives.execute import Array, Bounds
+from superpod.collectives.execute import Array
 from superpod.collectives.meeting import Meeting as Meeting
 from superpod.collectives.meeting import Task as Task
 from superpod.collectives.relay import is_relay, relay
+from superpod.collectives.rows import longest_of, put, rows_of, take
 from superpod.collectives.window import Window
 
 _SHORT = 16 << 10  # bytes of a row that are added up in one go with others: what numpy adds to then stays in the cache
@@ -24,7 +23,7 @@ _EXCHANGED = (
     512 << 10,
 )  # bytes for one card, and of one card: larger pieces leave the cache before they are read
 _PAIR = 1 << 20  # bytes of a piece between two cards
-_READ = {"all_to_all": (64 << 10, 1 << 16), "all_gather": (512 << 10, 16)}
+_READ = {"all_to_all": (64 << 10, 1 << 16), "all_gather": (512 << 10, 16), "scatter": (256 << 10, 1 << 16)}
 """Bytes of a block from which on it is read where it lies, and the cards up to which that takes less time."""
 
 
@@ -87,9 +86,9 @@ def _two_shot(meeting: Meeting, task: Task) -> None:
         width = min(step, longest - start)
         rows = meeting.begin().reshape(-1).view(array.dtype)[: n * n * width].reshape(n * n, width)
         if own + 1 < n:  # chunk c's row of rank r is its (c − r) mod n-th
-            _put(rows[(own + 1) * n + 1 :: n + 1][: n - own - 1], array, bounds[own + 1 :], start)
+            put(rows[(own + 1) * n + 1 :: n + 1][: n - own - 1], array, bounds[own + 1 :], start)
         if own:
-            _put(rows[n - own :: n + 1][:own], array, bounds[: own + 1], start)
+            put(rows[n - own :: n + 1][:own], array, bounds[: own + 1], start)
         meeting.meet()
         mine = array[bounds[own] + start : max(bounds[own] + start, min(bounds[own] + start + width, bounds[own + 1]))]
         _sum_up(task.reduce, mine, rows[own * n : own * n + n], own)
@@ -97,9 +96,9 @@ def _two_shot(meeting: Meeting, task: Task) -> None:
         results[own, : mine.size] = mine
         meeting.meet()
         if own:
-            _take(results[:own], array, bounds[: own + 1], start)
+            take(results[:own], array, bounds[: own + 1], start)
         if own + 1 < n:
-            _take(results[own + 1 :], array, bounds[own + 1 :], start)
+            take(results[own + 1 :], array, bounds[own + 1 :], start)
 
 
 def _sum_up(reduce: np.ufunc, total: Array, rows: Array, own: int) -> None:
@@ -152,7 +151,7 @@ def _two_shot_ordered(meeting: Meeting, task: Task) -> None:
         results = meeting.begin().view(array.dtype)[:, :width]
         results[own, : block.size] = block
         meeting.meet()
-        _take(results, array, bounds, start)
+        take(results, array, bounds, start)
 
 
 def _reduce_scatter_ordered(meeting: Meeting, task: Task) -> None:
@@ -173,7 +172,7 @@ def _folded_blocks(meeting: Meeting, task: Task) -> Iterator[tuple[int, int, Arr
     array, bounds, n, own = task.spaces[0], task.banks[0], meeting.world_size, meeting.rank
     home = array[bounds[own] : bounds[own + 1]] if task.into is None else task.into
     assert task.reduce is not None
-    longest = _longest(bounds)
+    longest = longest_of(bounds)
     if array.nbytes <= meeting.slot:  # then a slot holds it as it is
         arrays = meeting.begin().view(array.dtype)[:, : array.size]
         arrays[own] = array
@@ -184,8 +183,8 @@ def _folded_blocks(meeting: Meeting, task: Task) -> Iterator[tuple[int, int, Arr
         return
     step = max(1, meeting.slot // array.itemsize // n)
     for start in range(0, longest, step):
-        slots = _rows(meeting, array.dtype, n, min(step, longest - start))
-        _put(slots[own], array, bounds, start)
+        slots = rows_of(meeting, array.dtype, n, min(step, longest - start))
+        put(slots[own], array, bounds, start)
         meeting.meet()
         block = home[start : start + slots.shape[2]]
         _fold(task.reduce, slots[:, own], block)
@@ -198,42 +197,6 @@ def _add_up(reduce: np.ufunc, total: Array, rows: Array, own: int, order: range)
     for q in order:
         one, other = (rows[q % n], total) if q % n < own else (total, rows[q % n])
         reduce(one, other, out=total)
-
-
-def _rows(meeting: Meeting, dtype: Any, n: int, width: int) -> Array:
-    """The slots as (world_size, n chunks, width elements)."""
-    rows: Array = meeting.begin().view(dtype)[:, : n * width].reshape(meeting.world_size, n, width)
-    return rows
-
-
-def _even(bounds: Bounds) -> int:
-    """The length of the chunks if all have one, else 0."""
-    length = bounds[1] - bounds[0]
-    return length if length and bounds == tuple(range(bounds[0], bounds[-1] + 1, length)) else 0
-
-
-def _put(rows: Array, array: Array, bounds: Bounds, start: int) -> None:
-    """Copy a piece of every chunk of `array`, from element `start` of it on, into its row."""
-    width = rows.shape[1]
-    if length := _even(bounds):
-        pieces = array[bounds[0] : bounds[-1]].reshape(-1, length)[:, start : start + width]
-        rows[:, : pieces.shape[1]] = pieces
-        return
-    for row, first, last in zip(rows, bounds[:-1], bounds[1:], strict=True):
-        piece = array[first + start : min(first + start + width, last)]
-        row[: piece.size] = piece
-
-
-def _take(rows: Array, array: Array, bounds: Bounds, start: int) -> None:
-    """The reverse of `_put`."""
-    width = rows.shape[1]
-    if length := _even(bounds):
-        pieces = array[bounds[0] : bounds[-1]].reshape(-1, length)[:, start : start + width]
-        pieces[...] = rows[:, : pieces.shape[1]]
-        return
-    for row, first, last in zip(rows, bounds[:-1], bounds[1:], strict=True):
-        piece = array[first + start : min(first + start + width, last)]
-        piece[...] = row[: piece.size]
 
 
 def _broadcast(meeting: Meeting, task: Task) -> None:
@@ -268,9 +231,9 @@ def _reduce_scatter(meeting: Meeting, task: Task) -> None:
     home = array[bounds[own] : bounds[own + 1]] if task.into is None else task.into
     assert task.reduce is not None
     step = max(1, meeting.slot // array.itemsize // n)
-    for start in range(0, _longest(bounds), step):
-        slots = _rows(meeting, array.dtype, n, min(step, _longest(bounds) - start))
-        _put(slots[own], array, bounds, start)
+    for start in range(0, longest_of(bounds), step):
+        slots = rows_of(meeting, array.dtype, n, min(step, longest_of(bounds) - start))
+        put(slots[own], array, bounds, start)
         meeting.meet()
         block = home[start : start + slots.shape[2]]
         if task.into is not None:
@@ -285,12 +248,12 @@ def _all_gather(meeting: Meeting, task: Task) -> None:
             window.read(rank, bounds[rank], array[bounds[rank] : bounds[rank + 1]])
         meeting.meet()
         return
-    for start in range(0, _longest(bounds), meeting.slot):
+    for start in range(0, longest_of(bounds), meeting.slot):
         slots = meeting.begin()
         mine = array[bounds[own] + start : min(bounds[own] + start + meeting.slot, bounds[own + 1])]
         slots[own, : mine.size] = mine
         meeting.meet()
-        _take(slots[:, : min(meeting.slot, _longest(bounds) - start)], array, bounds, start)
+        take(slots[:, : min(meeting.slot, longest_of(bounds) - start)], array, bounds, start)
 
 
 def _all_to_all(meeting: Meeting, task: Task) -> None:
@@ -301,19 +264,51 @@ def _all_to_all(meeting: Meeting, task: Task) -> None:
             window.read(rank, blocks[own], out[places[rank] : places[rank + 1]])
         meeting.meet()
         return
-    longest = _longest(blocks)  # of equal blocks; others the ranks would not agree on
+    longest = longest_of(blocks)  # of equal blocks; others the ranks would not agree on
     step = _exchanged(meeting.slot, n)
     for start in range(0, longest, step):
-        slots = _rows(meeting, np.dtype(np.uint8), n, min(step, longest - start))
-        _put(slots[own], array, blocks, start)
+        slots = rows_of(meeting, np.dtype(np.uint8), n, min(step, longest - start))
+        put(slots[own], array, blocks, start)
         meeting.meet()
-        _take(slots[:, own], out, places, start)
+        take(slots[:, own], out, places, start)
+
+
+def _gather(meeting: Meeting, task: Task) -> None:
+    bounds, own = task.banks[0], meeting.rank
+    first, last = bounds[own : own + 2]
+    block = task.spaces[0][first:last] if task.own is None else task.own
+    for start in range(0, longest_of(bounds), meeting.slot):
+        slots, mine = meeting.begin(), block[start : start + meeting.slot]
+        slots[own, : mine.size] = mine
+        meeting.meet()
+        if own == task.root:
+            take(slots[:, : min(meeting.slot, longest_of(bounds) - start)], task.spaces[0], bounds, start)
+
+
+def _scatter(meeting: Meeting, task: Task) -> None:
+    """All blocks lie in the root's slot, which has its own already."""
+    bounds, own, root = task.banks[0], meeting.rank, task.root
+    if (window := _window("scatter", meeting, task)) is not None:
+        if task.own is not None:
+            window.read(root, bounds[own], task.own)
+        meeting.meet()
+        return
+    step = max(1, meeting.slot // meeting.world_size)
+    for start in range(0, longest_of(bounds), step):
+        rows = rows_of(meeting, np.dtype(np.uint8), meeting.world_size, min(step, longest_of(bounds) - start))[root]
+        if own == root:
+            put(rows, task.spaces[0], bounds, start)
+        meeting.meet()
+        if task.own is not None:
+            part = task.own[start : start + rows.shape[1]]
+            part[...] = rows[own, : part.size]
 
 
 def _window(collective: str, meeting: Meeting, task: Task) -> Window | None:
     """If the blocks are so long that it pays, and it is possible."""
-    (least, most), longest = _READ[collective], _longest(task.banks[0])
-    return meeting.window(task.spaces[0]) if longest >= least and 1 < meeting.world_size <= most else None
+    (least, most), longest = _READ[collective], longest_of(task.banks[0])
+    array = task.spaces[0] if task.own is None else task.own
+    return meeting.window(array) if longest >= least and 1 < meeting.world_size <= most else None
 
 
 def _others(meeting: Meeting) -> Iterator[int]:
@@ -324,10 +319,6 @@ def _others(meeting: Meeting) -> Iterator[int]:
 def _barrier(meeting: Meeting, task: Task) -> None:
     meeting.begin()
     meeting.meet()
-
-
-def _longest(bounds: Bounds) -> int:
-    return max(last - first for first, last in pairwise(bounds))
 
 
 def takes_one_meeting(collective: str, algorithm: str, n: int, slot: int, block: int) -> bool:
@@ -342,13 +333,15 @@ def takes_one_meeting(collective: str, algorithm: str, n: int, slot: int, block:
             return True
         case "all_reduce", "one_shot":
             return block <= slot
-        case "broadcast", "direct":
+        case "reduce", "star":
+            return 0 < block <= slot and not is_relay(n, block)
+        case (("broadcast" | "gather"), "direct"):
             return 0 < block <= slot
         case "reduce_scatter", "direct_ordered":
             return 0 < n * block <= slot and not is_relay(n, n * block)
-        case (("all_gather" | "all_to_all"), "direct"):
+        case (("all_gather" | "all_to_all" | "scatter"), "direct"):
             least, most = _READ[collective]
-            room = slot if collective == "all_gather" else _exchanged(slot, n)
+            room = {"all_gather": slot, "all_to_all": _exchanged(slot, n), "scatter": slot // n}[collective]
             return 0 < block <= room and not (block >= least and n <= most)
     return False
 
@@ -377,5 +370,7 @@ FUSED: Mapping[tuple[str, str], Fused] = {
     ("reduce_scatter", "direct_ordered"): _reduce_scatter_ordered,
     ("all_gather", "direct"): _all_gather,
     ("all_to_all", "direct"): _all_to_all,
+    ("gather", "direct"): _gather,
+    ("scatter", "direct"): _scatter,
     ("barrier", "dissemination"): _barrier,
 }

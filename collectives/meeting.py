@@ -65,6 +65,7 @@ class Task:
         root: group rank.
         across: in a group on several hosts, carries out what goes between them.
         into: where this rank's block of a reduce_scatter goes; then the array stays as it is. Else in the array.
+        own: the block of a rank that is not the root, for a gather to take or a scatter to fill.
     """
 
     spaces: Sequence[Array]
@@ -73,3 +74,4 @@ class Task:
     root: int
     across: Callable[[], None] | None = None
     into: Array | None = None
+    own: Array | None = None

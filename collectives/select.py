@@ -81,10 +81,12 @@ _LONG = (Rule(256, MAX, "two_shot_ordered"),)
 BOARD: Mapping[str, tuple[Rule, ...]] = {  # where all cards meet on a board; for larger worlds TABLE goes on
     "all_reduce": (*_FEW, *_MANY, *_LONG),
     "broadcast": (Rule(256, MAX, "direct"),),
-    "reduce": (Rule(256, 256 * _K, "direct"), Rule(256, MAX, "star")),
+    "reduce": (Rule(256, MAX, "star"),),
     "all_gather": (Rule(256, MAX, "direct"),),
     "reduce_scatter": (Rule(2, MAX, "direct"), Rule(256, MAX, "direct_ordered")),
     "all_to_all": (Rule(256, MAX, "direct"),),
+    "gather": (Rule(256, MAX, "direct"),),
+    "scatter": (Rule(256, MAX, "direct"),),
     "barrier": (Rule(256, MAX, "dissemination"),),
 }
 

@@ -124,6 +124,56 @@ def test_a_reduce_scatter_does_again_what_it_did_first(n: int, code: str) -> Non
 
 
 @pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_gather_and_a_scatter_do_again_what_they_did_first(n: int, code: str) -> None:
+    def card(comm: Communicator) -> int:
+        root, rank = n - 1, comm.rank
+        for dtype in ("f4", "f8", "c8"):  # a float too large for an integer is any
+            for count in (0, 1, 700, 150_001):
+                for turn in range(3):
+                    every = [numbers(r, turn, count, dtype) for r in range(n)]
+                    for out in (None, np.empty((n, count), every[0].dtype)):
+                        whole = comm.gather(every[rank], root, out)
+                        assert (
+                            whole is None if rank != root else whole.tobytes() == b"".join(e.tobytes() for e in every)
+                        )
+                        assert out is None or rank != root or whole is out
+                    own, blocks = np.empty(count, every[0].dtype), np.concatenate(every)
+                    before = blocks.tobytes()
+                    assert comm.scatter(blocks if rank == root else None, root, own) is own
+                    assert (own.tobytes(), blocks.tobytes()) == (every[rank].tobytes(), before), (dtype, count, turn)
+        return len(comm._engine.expresses)
+
+    found = on(n, card, code)
+    assert [count > 0 for count in found] == [code == "compiled" or (code == "mixed" and r % 2 == 0) for r in range(n)]
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_reduce_does_again_what_it_did_first(n: int, code: str) -> None:
+    """At the root in place or in a given array; no other array is touched."""
+
+    def card(comm: Communicator) -> int:
+        root, rank = n - 1, comm.rank
+        for op, dtype in OPERATIONS:
+            for count in (0, 1, 700, 30_000):
+                for turn in range(3):
+                    own = numbers(rank, turn, count, dtype)
+                    long = comm.reduce(own.copy(), root, op, algorithm="star")
+                    out, before = np.empty_like(own), own.tobytes()
+                    apart = comm.reduce(own, root, op, out=out)
+                    assert own.tobytes() == before
+                    within = comm.reduce(own, root, op)
+                    assert (apart is None, within is None) == (rank != root, rank != root)
+                    assert own.tobytes() == (before if long is None else long.tobytes()), (op, dtype, count, turn)
+                    assert long is None or out.tobytes() == long.tobytes()
+        return len(comm._engine.expresses)
+
+    found = on(n, card, code)
+    assert [count > 0 for count in found] == [code == "compiled" or (code == "mixed" and r % 2 == 0) for r in range(n)]
+
+
+@pytest.mark.parametrize("code", CODES)
 def test_a_barrier_holds_back_every_time(code: str) -> None:
     def card(comm: Communicator) -> None:
         for turn in range(6):

@@ -16,6 +16,7 @@ from superpod.collectives import algorithms
 from superpod.collectives.communicator import Communicator, in_memory
 from superpod.collectives.execute import block_bounds, even_bounds
 from superpod.collectives.fused import FUSED, Task
+from superpod.collectives.schedule import ROOTED
 from superpod.collectives.window import Window, share
 
 WORLDS = (1, 2, 3, 5, 8, 13)
@@ -118,7 +119,7 @@ def fused(collective: str, name: str, n: int, slot: int, count: int, dtype: Any,
     def body(rank: int) -> Any:
         seat = Seat(table, rank)
         array = brought(rank, count, dtype)
-        rooted = collective in ("reduce", "broadcast")
+        rooted = collective in ROOTED
         chunks = algorithms.build(collective, name, n, root if rooted else 0).nchunks
         if collective in ("all_reduce", "reduce", "broadcast"):
             task = Task((array,), (even_bounds(count, chunks),), SUM.get(collective), root)
@@ -133,6 +134,8 @@ def fused(collective: str, name: str, n: int, slot: int, count: int, dtype: Any,
             block = array[rank * (count // n) :][: count // n]
             assert block.tobytes() == into.tobytes()
             return array
+        elif collective in ("gather", "scatter"):
+            return rooted_blocks(collective, name, seat, array[: count // n * n], root)
         elif collective == "all_gather":
             block = count // n
             whole = np.zeros(block * n, dtype).view(np.uint8)
@@ -154,6 +157,21 @@ def fused(collective: str, name: str, n: int, slot: int, count: int, dtype: Any,
     return threads(n, body), table.meetings
 
 
+def rooted_blocks(collective: str, name: str, seat: Seat, array: Any, root: int) -> Any:
+    """What a gather leaves at the root, and a scatter everywhere; blocks lie one after the other."""
+    n, rank, is_root = seat.world_size, seat.rank, seat.rank == root
+    width = array.nbytes // n
+    whole, own = array.copy().view(np.uint8), array.copy().view(np.uint8)[:width]
+    if collective == "gather" and is_root:
+        whole[root * width : (root + 1) * width] = own
+    bounds = block_bounds([width] * n, n)
+    task = Task((whole,) if is_root else (), (bounds,), None, root, own=None if is_root else own)
+    FUSED[collective, name](seat, task)
+    if collective == "gather":
+        return whole.view(array.dtype) if is_root else None
+    return (whole[rank * width : (rank + 1) * width] if is_root else own).view(array.dtype)
+
+
 def executed(collective: str, name: str, n: int, count: int, dtype: Any, root: int) -> list[Any]:
     """The same through messages."""
 
@@ -165,6 +183,12 @@ def executed(collective: str, name: str, n: int, count: int, dtype: Any, root: i
             return comm.reduce(array, root, algorithm=name)
         if collective == "broadcast":
             return comm.broadcast(array, root, algorithm=name)
+        blocks = array[: count // n * n]
+        if collective == "gather":
+            whole = comm.gather(blocks[: count // n], root, algorithm=name)
+            return None if whole is None else whole.reshape(-1)
+        if collective == "scatter":
+            return comm.scatter(blocks, root, np.empty(count // n, dtype), algorithm=name).reshape(-1)
         if collective == "reduce_scatter":
             return comm.reduce_scatter(array, algorithm=name)
         if collective == "all_gather":
@@ -205,7 +229,7 @@ def test_the_same_bits_in_a_relay(collective: str, name: str, dtype: Any, monkey
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("collective", ["all_gather", "all_to_all"])
+@pytest.mark.parametrize("collective", ["all_gather", "all_to_all", "scatter"])
 def test_the_same_bits_through_windows(collective: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("superpod.collectives.fused._READ", {collective: (1, 13)})
     monkeypatch.setattr(Seat, "windows", True)
