@@ -55,30 +55,30 @@ class CommunicatorBase:
 
         Returns once the array may be changed; that the peer has received it is not known then.
         """
-        key, lane = None, None
+        key, form = None, None
         if not async_op and timeout is None and type(array) is np.ndarray and type(peer) is type(tag) is int:
-            lane = self._messages.lane(key := (peer, tag, array.size, array.dtype))
-            if lane is not None and lane.nbytes <= SMALL and self._messages.send_now(lane, array.tobytes()):
+            form = self._messages.form(key := (peer, tag, array.size, array.dtype))
+            if form is not None and form.nbytes <= SMALL and self._messages.send_now(form, array.tobytes()):
                 return None
         source, seconds = flat_view(checked(array)).view(np.uint8), checked_seconds(timeout)
-        lane = lane or self._messages.open(key, self._peer(peer), tag, label(array), array.nbytes)
-        work = self._messages.send(lane, source, seconds)
+        form = form or self._messages.new_form(key, self._peer(peer), tag, label(array), array.nbytes)
+        work = self._messages.send(form, source, seconds)
         return work if async_op else work.wait()
 
     def recv(
         self, array: Array, peer: int, tag: int = 0, *, async_op: bool = False, timeout: float | None = None
     ) -> Any:
         """Receive in `array` (contiguous) what `peer` sends with `tag`; messages of a peer and tag keep their order."""
-        key, lane = None, None
+        key, form = None, None
         if not async_op and timeout is None and lies_flat(array) and type(peer) is type(tag) is int:
-            lane = self._messages.lane(key := (peer, tag, array.size, array.dtype))
-            if lane is not None and self._messages.recv_now(lane, array.reshape(-1).view(np.uint8)):
+            form = self._messages.form(key := (peer, tag, array.size, array.dtype))
+            if form is not None and self._messages.recv_now(form, array.reshape(-1).view(np.uint8)):
                 return array
         if not writable(array).flags.c_contiguous:
             raise InvalidValue(f"array with strides {array.strides} is not contiguous; receive into a contiguous one")
         into, seconds = array.reshape(-1).view(np.uint8), checked_seconds(timeout)
-        lane = lane or self._messages.open(key, self._peer(peer), tag, label(array), array.nbytes)
-        work = self._messages.recv(lane, into, seconds, lambda: array)
+        form = form or self._messages.new_form(key, self._peer(peer), tag, label(array), array.nbytes)
+        work = self._messages.recv(form, into, seconds, lambda: array)
         return work if async_op else work.wait()
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from superpod.collectives.call import Call as Call
 from superpod.collectives.call import Prepared, interrupted, words_of
 from superpod.collectives.execute import COLLECTIVE_TAG, Array, Bounds, Circumstances, Plan, bind, room_for, run
 from superpod.collectives.express import Express
+from superpod.collectives.express_messages import MessageExpress
 from superpod.collectives.fused import Fused, Task, fused
 from superpod.collectives.fused_hosts import on_hosts
 from superpod.collectives.hosts import Layout, OnHosts
@@ -251,14 +252,20 @@ class Engine:
         `op`: how it reduced, if it did. Call this from the action that has run it.
         """
         prepared = self._latest
-        if prepared is None or prepared.fused is None or self._table is None or self._clock is not None:
+        if prepared is None or self._clock is not None:
+            return
+        by_messages = prepared.fused is None and MessageExpress.possible(prepared)
+        if not by_messages and (prepared.fused is None or self._table is None):
             return
         if prepared.call.collective == "reduce_scatter" and not prepared.spares:
             return
         if op is None or op.factor is None:
             if len(self.expresses) >= _PREPARED:
                 self.expresses.clear()
-            self.expresses[key] = Express(self, prepared, self._table, op)
+            if by_messages:
+                self.expresses[key] = MessageExpress(self, prepared, op)
+            elif self._table is not None:
+                self.expresses[key] = Express(self, prepared, self._table, op)
 
     def _sit(self, text: str, sequence: int, seconds: float) -> Table:
         """Meet the others at the group's board for the first time, for the call of these words and this number."""

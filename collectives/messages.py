@@ -1,6 +1,6 @@
 """A group's messages between two cards, on this card: started, waited for, recorded, counted.
 
-A *lane* keeps what messages of one peer, tag and length have in common: their words, and their header, ready to be
+A *form* keeps what messages of one peer, tag and length have in common: their words, and their header, ready to be
 sent. Most calls are over when they return: a send for which there is room, a receive that its caller waits for. Those
 need no handle.
 """
@@ -27,7 +27,7 @@ from superpod.interconnect.streams import Pending, Receive, StreamKey
 from superpod.interconnect.wire import Header, Kind, encode
 
 SMALL = 4096  # bytes; up to here a message is sent as a copy, which costs less than a view of any array and dtype
-_LANES = 512  # that are kept
+_FORMS = 512  # that are kept
 _OPERATIONS = {SEND: "send", RECV: "recv"}
 
 
@@ -41,7 +41,7 @@ class Host(Protocol):
     statistics: Statistics
 
 
-class Lane(NamedTuple):
+class Form(NamedTuple):
     """What messages of one peer, tag and length have in common.
 
     Attributes:
@@ -67,14 +67,14 @@ class Messages:
         self._statistics, self._recorder, self._recorded, self._clock = engine.statistics, recorder, recorded, clock
         self._numbers = count()
         self._senders, self._receivers = Caller(), Caller()
-        self._lanes: dict[Any, Lane] = {}
+        self._forms: dict[Any, Form] = {}
 
-    def lane(self, key: Any) -> Lane | None:
-        """The lane that was opened under this key, unless it has been forgotten."""
-        return self._lanes.get(key)
+    def form(self, key: Any) -> Form | None:
+        """The form that was opened under this key, unless it has been forgotten."""
+        return self._forms.get(key)
 
-    def open(self, key: Any, peer: int, tag: int, label: str, nbytes: int) -> Lane:
-        """A lane, kept under `key` (None: not kept), which tells messages apart by peer, tag and label.
+    def new_form(self, key: Any, peer: int, tag: int, label: str, nbytes: int) -> Form:
+        """A form, kept under `key` (None: not kept), which tells messages apart by peer, tag and label.
 
         Args:
             peer: a group rank.
@@ -84,26 +84,26 @@ class Messages:
         """
         text, rank, group = message_text(label, tag), self._engine.ranks[peer], self._group.ident
         header = encode(Header(Kind.DATA, group, tag, 0, 0, nbytes, 0, text))
-        lane = Lane((rank, group, tag), text, f"{text} to rank {peer}", f"{text} from rank {peer}", nbytes, header)
+        form = Form((rank, group, tag), text, f"{text} to rank {peer}", f"{text} from rank {peer}", nbytes, header)
         if key is not None:
-            if len(self._lanes) >= _LANES:
-                self._lanes.clear()
-            self._lanes[key] = lane
-        return lane
+            if len(self._forms) >= _FORMS:
+                self._forms.clear()
+            self._forms[key] = form
+        return form
 
     # Over when they return
 
-    def send_now(self, lane: Lane, payload: Buffer) -> bool:
+    def send_now(self, form: Form, payload: Buffer) -> bool:
         """Send a message, if nothing is in the way. False, and nothing is done, where only `send` can tell what is."""
         place, start = self._senders.place(), time.perf_counter()
-        if self._clock is not None or not self._mesh.post(self._group, lane.key, lane.header, payload):
+        if self._clock is not None or not self._mesh.post(self._group, form.key, form.header, payload):
             return False
-        ended, number, nbytes = time.perf_counter(), next(self._numbers), lane.nbytes
-        self._recorder.begin(self._recorded, number, lane.sent, nbytes, start, place, SEND, DONE, ended)
+        ended, number, nbytes = time.perf_counter(), next(self._numbers), form.nbytes
+        self._recorder.begin(self._recorded, number, form.sent, nbytes, start, place, SEND, DONE, ended)
         self._statistics.message_ended("send", nbytes, ended - start)
         return True
 
-    def recv_now(self, lane: Lane, into: Array) -> bool:
+    def recv_now(self, form: Form, into: Array) -> bool:
         """Receive a message's bytes. What keeps it from coming in the group's time is a failure of the group.
 
         False, and nothing is done, where the modelled clock wants to know of it: so only `recv` will do.
@@ -111,13 +111,13 @@ class Messages:
         if self._clock is not None:
             return False
         place, start, recorder, mesh = self._receivers.place(), time.perf_counter(), self._recorder, self._mesh
-        receive = Receive(lane.key, into, None, 0, 0, lane.text)
+        receive = Receive(form.key, into, None, 0, 0, form.text)
         mesh.expect(self._group, receive)
         number, pendings, seconds = next(self._numbers), (receive,), self._engine.timeout
-        serial = recorder.begin(self._recorded, number, lane.received, lane.nbytes, start, place, RECV, WAITING)
+        serial = recorder.begin(self._recorded, number, form.received, form.nbytes, start, place, RECV, WAITING)
         try:
             if not mesh.advance(pendings, self._group, seconds=seconds):
-                raise mesh.too_late(pendings, seconds, lane.received)
+                raise mesh.too_late(pendings, seconds, form.received)
         except SuperpodError as error:
             recorder.end(serial, time.perf_counter(), FAILED)
             mesh.cancel(pendings)
@@ -125,22 +125,22 @@ class Messages:
             raise
         ended = time.perf_counter()
         recorder.end(serial, ended)
-        self._statistics.message_ended("recv", lane.nbytes, ended - start)
+        self._statistics.message_ended("recv", form.nbytes, ended - start)
         return True
 
     # Under way
 
-    def send(self, lane: Lane, array: Array, timeout: float | None) -> MessageWork:
+    def send(self, form: Form, array: Array, timeout: float | None) -> MessageWork:
         """Start sending bytes."""
-        (peer, _, tag), seconds = lane.key, self._seconds(timeout)
-        send = self._mesh.send(self._group, peer, tag, array.data, text=lane.text, seconds=seconds)
-        return self._work(SEND, lane.sent, send, lane.nbytes, seconds, _nothing, self._senders)
+        (peer, _, tag), seconds = form.key, self._seconds(timeout)
+        send = self._mesh.send(self._group, peer, tag, array.data, text=form.text, seconds=seconds)
+        return self._work(SEND, form.sent, send, form.nbytes, seconds, _nothing, self._senders)
 
-    def recv(self, lane: Lane, array: Array, timeout: float | None, finish: Callable[[], Any]) -> MessageWork:
+    def recv(self, form: Form, array: Array, timeout: float | None, finish: Callable[[], Any]) -> MessageWork:
         """Start receiving bytes; the work's result is what `finish` returns."""
-        receive = Receive(lane.key, array, None, 0, 0, lane.text)
+        receive = Receive(form.key, array, None, 0, 0, form.text)
         self._mesh.expect(self._group, receive)
-        return self._work(RECV, lane.received, receive, lane.nbytes, self._seconds(timeout), finish, self._receivers)
+        return self._work(RECV, form.received, receive, form.nbytes, self._seconds(timeout), finish, self._receivers)
 
     def recv_any(self, array: Array, tag: int, label: str, finish: Callable[[int], Any]) -> MessageWork:
         """Start receiving bytes from whoever sends first; the result is what `finish(its group rank)` returns."""

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from superpod.collectives.engine import Engine
-from superpod.collectives.messages import SMALL, Lane
+from superpod.collectives.messages import SMALL, Form
 from superpod.collectives.torch_backend_monitored import monitored_barrier
 from superpod.collectives.torch_backend_tensors import Bytes, check, label, source
 from superpod.collectives.torch_backend_work import ENDED, Block, JointWork, TorchWork
@@ -64,19 +64,19 @@ class GroupBase(dist.ProcessGroup):
     def send(self, tensors: list[Tensor], dst: int, tag: int = 0) -> TorchWork:
         tensor, work, messages = only(tensors), None, self._engine.messages
         check(tensor)
-        data, lane = source(tensor), self._lane(tensor, dst, tag)
-        if lane.nbytes > SMALL or not messages.send_now(lane, data.data):
-            work = messages.send(lane, data, None)
+        data, form = source(tensor), self._form(tensor, dst, tag)
+        if form.nbytes > SMALL or not messages.send_now(form, data.data):
+            work = messages.send(form, data, None)
         return self._under_way(TorchWork(work, tensors))
 
     def recv(self, tensors: list[Tensor], src: int, tag: int = 0) -> TorchWork:
-        target, lane = self._target(tensors), self._lane(only(tensors), src, tag)
+        target, form = self._target(tensors), self._form(only(tensors), src, tag)
 
         def finish() -> int:
             target.close()
             return src
 
-        return self._under_way(TorchWork(self._engine.messages.recv(lane, target.data, None, finish), tensors))
+        return self._under_way(TorchWork(self._engine.messages.recv(form, target.data, None, finish), tensors))
 
     def recv_anysource(self, tensors: list[Tensor], tag: int = 0) -> TorchWork:
         """Receive what anybody in the group sends first; the work's `source_rank` tells who it was."""
@@ -93,11 +93,11 @@ class GroupBase(dist.ProcessGroup):
         check(tensor := only(tensors))
         return Bytes(tensor, read=False)
 
-    def _lane(self, tensor: Tensor, peer: int, tag: int) -> Lane:
+    def _form(self, tensor: Tensor, peer: int, tag: int) -> Form:
         key, messages = (peer, tag, tensor.dtype, tensor.numel()), self._engine.messages
-        if (lane := messages.lane(key)) is None:
-            lane = messages.open(key, self._peer(peer), tag, label(tensor), tensor.numel() * tensor.element_size())
-        return lane
+        if (form := messages.form(key)) is None:
+            form = messages.new_form(key, self._peer(peer), tag, label(tensor), tensor.numel() * tensor.element_size())
+        return form
 
     def _peer(self, rank: int) -> int:
         n, own = self._engine.world_size, self._engine.rank

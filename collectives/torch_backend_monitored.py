@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from superpod.collectives.engine import Engine
-from superpod.collectives.messages import Lane
+from superpod.collectives.messages import Form
 from superpod.collectives.torch_backend_tensors import Array
 from superpod.collectives.work import Work
 from superpod.interconnect.errors import DeadlineExceeded, SuperpodError
@@ -97,13 +97,13 @@ class _Barrier:
         return max(self._end - time.monotonic(), 0.0) + _GRACE
 
     def _recv(self, array: Array, rank: int) -> Work:
-        return self._engine.messages.recv(self._lane(array, rank), array, None, lambda: None)
+        return self._engine.messages.recv(self._form(array, rank), array, None, lambda: None)
 
     def _send(self, array: Array, rank: int, seconds: float) -> None:
-        self._engine.messages.send(self._lane(array, rank), array, seconds).wait(seconds)
+        self._engine.messages.send(self._form(array, rank), array, seconds).wait(seconds)
 
-    def _lane(self, array: Array, rank: int) -> Lane:
-        return self._engine.messages.open(None, rank, self._tag, self._label, array.nbytes)
+    def _form(self, array: Array, rank: int) -> Form:
+        return self._engine.messages.new_form(None, rank, self._tag, self._label, array.nbytes)
 
     def _tell(self, verdict: Array, ranks: Sequence[int]) -> None:
         for rank in ranks:

@@ -15,7 +15,7 @@ from superpod.launcher.testing import run_ranks
 
 
 def warm(comm: Communicator, array: Any, times: int = 2) -> None:
-    """Both cards of two send and receive, so that both have a lane."""
+    """Both cards of two send and receive, so that both have a form."""
     for _ in range(times):
         comm.send(array, 1 - comm.rank)
         comm.recv(np.zeros_like(array), 1 - comm.rank)
@@ -134,11 +134,11 @@ def test_a_wrong_peer_is_refused_though_there_is_a_lane_to_one_that_is_equal() -
     run_ranks(2, card, link="memory")
 
 
-def test_lanes_are_few_whatever_the_tags() -> None:
+def test_forms_are_few_whatever_the_tags() -> None:
     one, other = in_memory(2)
     for tag in range(3000):
         one.send(np.zeros(1), 1, tag)
         other.recv(np.zeros(1), 0, tag)
-    assert len(one._messages._lanes) <= 512
+    assert len(one._messages._forms) <= 512
     one.close()
     other.close()
