@@ -6,9 +6,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from superpod.collectives.arrays import Array, checked, flat_view, is_rank, label, writable
+from superpod.collectives.arrays import Array, checked, flat_view, is_rank, label, lies_flat, writable
 from superpod.collectives.engine import Engine
 from superpod.collectives.flat import checked_seconds
+from superpod.collectives.messages import SMALL
 from superpod.collectives.operations import Operation
 from superpod.collectives.runtime import Runtime
 from superpod.collectives.select import Choice
@@ -23,7 +24,7 @@ class CommunicatorBase:
     def __init__(self, runtime: Runtime, engine: Engine) -> None:
         """Use `init`, `connect`, `in_memory` or `Communicator.group`."""
         self._runtime = runtime
-        self._engine, self._expresses = engine, engine.expresses
+        self._engine, self._expresses, self._messages = engine, engine.expresses, engine.messages
         self._groups = 0
         self.rank = engine.rank
         self.world_size = engine.world_size
@@ -54,18 +55,30 @@ class CommunicatorBase:
 
         Returns once the array may be changed; that the peer has received it is not known then.
         """
+        key, form = None, None
+        if not async_op and timeout is None and type(array) is np.ndarray and type(peer) is type(tag) is int:
+            form = self._messages.form(key := (peer, tag, array.size, array.dtype))
+            if form is not None and form.nbytes <= SMALL and self._messages.send_now(form, array.tobytes()):
+                return None
         source, seconds = flat_view(checked(array)).view(np.uint8), checked_seconds(timeout)
-        work = self._engine.send(source, self._peer(peer), tag, label(array), seconds)
+        form = form or self._messages.new_form(key, self._peer(peer), tag, label(array), array.nbytes)
+        work = self._messages.send(form, source, seconds)
         return work if async_op else work.wait()
 
     def recv(
         self, array: Array, peer: int, tag: int = 0, *, async_op: bool = False, timeout: float | None = None
     ) -> Any:
         """Receive in `array` (contiguous) what `peer` sends with `tag`; messages of a peer and tag keep their order."""
+        key, form = None, None
+        if not async_op and timeout is None and lies_flat(array) and type(peer) is type(tag) is int:
+            form = self._messages.form(key := (peer, tag, array.size, array.dtype))
+            if form is not None and self._messages.recv_now(form, array.reshape(-1).view(np.uint8)):
+                return array
         if not writable(array).flags.c_contiguous:
             raise InvalidValue(f"array with strides {array.strides} is not contiguous; receive into a contiguous one")
         into, seconds = array.reshape(-1).view(np.uint8), checked_seconds(timeout)
-        work = self._engine.recv(into, self._peer(peer), tag, label(array), seconds, lambda: array)
+        form = form or self._messages.new_form(key, self._peer(peer), tag, label(array), array.nbytes)
+        work = self._messages.recv(form, into, seconds, lambda: array)
         return work if async_op else work.wait()
 
     def close(self) -> None:

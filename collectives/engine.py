@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
 from threading import RLock, get_ident
 from typing import Any
 
@@ -19,23 +18,24 @@ import numpy as np
 from superpod.collectives import algorithms
 from superpod.collectives.agreement import Agreement
 from superpod.collectives.call import Call as Call
-from superpod.collectives.call import Prepared, interrupted, message_text, words_of
+from superpod.collectives.call import Prepared, interrupted, words_of
 from superpod.collectives.execute import COLLECTIVE_TAG, Array, Bounds, Circumstances, Plan, bind, room_for, run
 from superpod.collectives.express import ShortWay, short_way
+from superpod.collectives.express_messages import MessageExpress
 from superpod.collectives.fused import Fused, Task, fused
 from superpod.collectives.fused_hosts import on_hosts
 from superpod.collectives.hosts import Layout, OnHosts
+from superpod.collectives.messages import Messages
 from superpod.collectives.operations import Operation
 from superpod.collectives.places import Caller, Place
-from superpod.collectives.recorder import DONE, POSTED, RECV, SEND, Recorder
+from superpod.collectives.recorder import Recorder
 from superpod.collectives.select import Choice, Selector
 from superpod.collectives.statistics import CallClock, Statistics
 from superpod.collectives.table import Table
-from superpod.collectives.work import MessageWork, Work, Worker
+from superpod.collectives.work import Work, Worker
 from superpod.interconnect.errors import InvalidValue, SuperpodError
 from superpod.interconnect.forked import call_in_child
 from superpod.interconnect.mesh import Mesh
-from superpod.interconnect.streams import Pending, Receive
 
 log = logging.getLogger("superpod")
 
@@ -80,7 +80,6 @@ class Engine:
         self.expresses: dict[Any, ShortWay] = {}  # short ways, by what their users know the calls by
         self._recorder = recorder or Recorder(0)
         self.meeting = 0  # the thread that is at the board
-        self._messages = count()
         self._caller = Caller()
         self._place: Place | None = None  # in the user's code, of the call that is carried out
         self._told = False  # the neighbours know that the group has failed
@@ -91,6 +90,7 @@ class Engine:
         self.worker = Worker(f"superpod {name}")
         self.agreement = Agreement(mesh, self.ranks, name, self._recorder)
         self.group = self.agreement.group
+        self.messages = Messages(self, self._recorder, self.agreement.recorded, clock)
         self._hosts = OnHosts(mesh, self.group, self.ranks, timeout)
 
     def _disown(self) -> None:
@@ -254,14 +254,19 @@ class Engine:
         `op`: how it reduced, if it did. Call this from the action that has run it.
         """
         prepared = self._latest
-        if prepared is None or prepared.fused is None or self._table is None or self._clock is not None:
+        if prepared is None or self._clock is not None:
+            return
+        by_messages = prepared.fused is None and MessageExpress.possible(prepared)
+        if not by_messages and (prepared.fused is None or self._table is None):
             return
         if prepared.call.collective == "reduce_scatter" and not prepared.spares:
             return
         if op is None or op.factor is None:
             if len(self.expresses) >= _PREPARED:
                 self.expresses.clear()
-            if (way := short_way(self, prepared, self._table, op)) is not None:
+            if by_messages:
+                self.expresses[key] = MessageExpress(self, prepared, op)
+            elif self._table is not None and (way := short_way(self, prepared, self._table, op)) is not None:
                 self.expresses[key] = way
 
     def _sit(self, text: str, sequence: int, seconds: float) -> Table:
@@ -296,50 +301,6 @@ class Engine:
         if layout is not None and self._clock is not None:
             self._clock.hosts = layout.hosts
         return layout
-
-    # Point to point
-
-    def send(self, array: Array, peer: int, tag: int, label: str, timeout: float | None) -> MessageWork:
-        """Start sending bytes to group rank `peer`."""
-        text, seconds = message_text(label, tag), self.timeout if timeout is None else timeout
-        send = self.mesh.send(self.group, self.ranks[peer], tag, array.data, text=text, seconds=seconds)
-        return self._message_work("send", f"{text} to rank {peer}", send, array.nbytes, seconds, lambda: None)
-
-    def recv(
-        self, array: Array, peer: int, tag: int, label: str, timeout: float | None, finish: Callable[[], Any]
-    ) -> MessageWork:
-        """Start receiving bytes from group rank `peer`; the work's result is what `finish` returns."""
-        text, seconds = message_text(label, tag), self.timeout if timeout is None else timeout
-        receive = self.mesh.receive(self.group, self.ranks[peer], tag, array, text=text)
-        return self._message_work("recv", f"{text} from rank {peer}", receive, array.nbytes, seconds, finish)
-
-    def recv_any(self, array: Array, tag: int, label: str, finish: Callable[[int], Any]) -> MessageWork:
-        """Start receiving bytes from whoever sends first; the result is what `finish(its group rank)` returns."""
-        text = message_text(label, tag)
-        receive = self.mesh.receive_any(self.group, self.ranks, tag, array, text)
-        ended = partial(self._finish_any, receive, finish)
-        return self._message_work("recv", f"{text} from anyone", receive, array.nbytes, self.timeout, ended)
-
-    def _finish_any(self, receive: Receive, finish: Callable[[int], Any]) -> Any:
-        return finish(self.ranks.index(receive.peer))
-
-    def _message_work(
-        self, operation: str, what: str, pending: Pending, nbytes: int, seconds: float, finish: Callable[[], Any]
-    ) -> MessageWork:
-        kind, number, start = SEND if operation == "send" else RECV, next(self._messages), time.perf_counter()
-        record, place = self._recorder, self._caller.place()
-        serial = record.begin(self.agreement.recorded, number, what, nbytes, start, place, kind, POSTED)
-        counted = self.statistics.message(operation, nbytes, start)
-        if self._clock is not None:
-            counted = self._clock.message(pending, nbytes, counted)
-
-        def note(state: int) -> None:
-            record.note(serial, state)
-            counted(state)
-
-        if pending.done:
-            note(DONE)
-        return MessageWork(what, self.mesh, self.group, (pending,), seconds, finish, note)
 
     # Its end
 

@@ -18,7 +18,7 @@ from superpod.collectives.schedule import RankStep, Schedule
 from superpod.interconnect.group import Group
 from superpod.interconnect.mesh import Mesh
 from superpod.interconnect.streams import Pending, Receive, Send
-from superpod.interconnect.wire import Header, Kind
+from superpod.interconnect.wire import Header, Kind, encode
 
 Array = npt.NDArray[Any]
 Bounds = tuple[int, ...]
@@ -201,7 +201,7 @@ def run(
         pending: list[Pending] = list(_start_sends(step, spaces, where, sequence, end)) if step.sends else []
         if step.local:
             _move_locally(step, spaces, reduce)
-        receives = _receives(step, spaces, where, sequence, reduce, plan.rank)
+        receives = _receives(step, spaces, where, sequence, reduce, plan.rank) if step.receives else []
         if step.in_order:  # without the sends, whose credit may hang on peers that take theirs in order, too
             for receive in receives:
                 _wait([receive], [receive], where, end, seconds)
@@ -243,15 +243,23 @@ def _start_sends(
     step: PlannedStep, spaces: Sequence[Array], where: Circumstances, sequence: int, end: float
 ) -> list[Send]:
     """Start a step's sends; returns those that are still under way."""
-    ranks, ident, text, index = where.ranks, where.group.ident, where.text, step.index
-    sends = []
-    for peer, r, _ in step.sends:
+    mesh, group, ranks, header, packed = where.mesh, where.group, where.ranks, None, b""
+    sends: list[Send] = []
+    exposed: list[bool] = []
+    for peer, r, overwritten in step.sends:
         payload = spaces[r.space][r.start : r.stop].view(np.uint8).data
-        header = Header(Kind.DATA, ident, COLLECTIVE_TAG, sequence, index, payload.nbytes, 0, text)
-        sends.append(Send((ranks[peer], ident, COLLECTIVE_TAG), header, payload))
-    where.mesh.start(where.group, sends, end - time.monotonic())
-    for send, (_, _, exposed) in zip(sends, step.sends, strict=True):
-        if exposed and not send.done:
+        key = ranks[peer], group.ident, COLLECTIVE_TAG
+        if header is None or header.nbytes != payload.nbytes:
+            header = Header(Kind.DATA, group.ident, COLLECTIVE_TAG, sequence, step.index, payload.nbytes, 0, where.text)
+            packed = encode(header)
+        if sends or not mesh.post(group, key, packed, payload):  # in order: what is behind one that waits, waits too
+            sends.append(Send(key, header, payload))
+            exposed.append(overwritten)
+    if not sends:
+        return sends
+    mesh.start(group, sends, end - time.monotonic())
+    for send, overwritten in zip(sends, exposed, strict=True):
+        if overwritten and not send.done:
             send.payload = memoryview(bytes(send.payload))
     return [send for send in sends if not send.done]
 

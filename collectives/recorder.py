@@ -110,9 +110,12 @@ class Recorder:
 
     def begin(
         self, group: int, number: int, text: str, nbytes: int, started: float, place: Place | None,
-        kind: int = COLLECTIVE, state: int = WAITING,
+        kind: int = COLLECTIVE, state: int = WAITING, ended: float = 0.0,
     ) -> int:  # fmt: skip
-        """A call begins at `started`, by time.perf_counter(). Returns what `end` wants to know it by."""
+        """A call begins at `started`, by time.perf_counter(). Returns what `end` wants to know it by.
+
+        `state` and `ended` say if it has ended already.
+        """
         if not self.slots:
             return 0
         self._latest = serial = next(self._serials)
@@ -121,7 +124,7 @@ class Recorder:
             seen = self._seen = place, self.place_bytes(place)
         what = self._texts.get(text) or self.text_bytes(text)
         at = _HEAD + serial % self.slots * _SIZE
-        _pack(self._memory, at, serial + 1, number, nbytes, started, 0.0, state, kind, group, what, seen[1])
+        _pack(self._memory, at, serial + 1, number, nbytes, started, ended, state, kind, group, what, seen[1])
         return serial
 
     def end(self, serial: int, ended: float, state: int = DONE) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from superpod.collectives.recorder import DONE
 from superpod.collectives.schedule import Schedule
 from superpod.interconnect.control import send_news
 from superpod.interconnect.forked import call_in_child
@@ -107,20 +105,10 @@ class Statistics:
         with self._lock:
             self._add("to other hosts", "all", nbytes, 0.0)
 
-    def message(self, operation: str, nbytes: int, started: float) -> Callable[[int], None]:
-        """A send or recv was started at `started` (time.perf_counter()): call what is returned with its states.
-
-        It counts when it is done for the first time; one that fails does not count.
-        """
-        pending = [True]
-
-        def note(state: int) -> None:
-            if state == DONE and pending:
-                with self._lock:
-                    if pending and pending.pop():
-                        self._add(operation, "direct", nbytes, time.perf_counter() - started)
-
-        return note
+    def message_ended(self, operation: str, nbytes: int, seconds: float) -> None:
+        """A send or recv is done, `seconds` after it was called; one that fails does not count."""
+        with self._lock:
+            self._add(operation, "direct", nbytes, seconds)
 
     def _add(self, operation: str, algorithm: str, nbytes: int, seconds: float) -> None:
         row = self._rows.setdefault((operation, algorithm), [0, 0, 0.0])

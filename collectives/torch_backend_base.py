@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from superpod.collectives.engine import Engine
+from superpod.collectives.messages import SMALL, Form
 from superpod.collectives.torch_backend_monitored import monitored_barrier
 from superpod.collectives.torch_backend_tensors import Bytes, check, label, source
 from superpod.collectives.torch_backend_work import ENDED, Block, JointWork, TorchWork
@@ -61,19 +62,21 @@ class GroupBase(dist.ProcessGroup):
     # Messages
 
     def send(self, tensors: list[Tensor], dst: int, tag: int = 0) -> TorchWork:
-        tensor = only(tensors)
+        tensor, work, messages = only(tensors), None, self._engine.messages
         check(tensor)
-        work = self._engine.send(source(tensor), self._peer(dst), tag, label(tensor), None)
+        data, form = source(tensor), self._form(tensor, dst, tag)
+        if form.nbytes > SMALL or not messages.send_now(form, data.data):
+            work = messages.send(form, data, None)
         return self._under_way(TorchWork(work, tensors))
 
     def recv(self, tensors: list[Tensor], src: int, tag: int = 0) -> TorchWork:
-        peer, target, text = self._peer(src), self._target(tensors), label(only(tensors))
+        target, form = self._target(tensors), self._form(only(tensors), src, tag)
 
         def finish() -> int:
             target.close()
-            return peer
+            return src
 
-        return self._under_way(TorchWork(self._engine.recv(target.data, peer, tag, text, None, finish), tensors))
+        return self._under_way(TorchWork(self._engine.messages.recv(form, target.data, None, finish), tensors))
 
     def recv_anysource(self, tensors: list[Tensor], tag: int = 0) -> TorchWork:
         """Receive what anybody in the group sends first; the work's `source_rank` tells who it was."""
@@ -83,12 +86,18 @@ class GroupBase(dist.ProcessGroup):
             target.close()
             return peer
 
-        work = self._engine.recv_any(target.data, tag, label(only(tensors)), finish)
+        work = self._engine.messages.recv_any(target.data, tag, label(only(tensors)), finish)
         return self._under_way(TorchWork(work, tensors))
 
     def _target(self, tensors: list[Tensor]) -> Bytes:
         check(tensor := only(tensors))
         return Bytes(tensor, read=False)
+
+    def _form(self, tensor: Tensor, peer: int, tag: int) -> Form:
+        key, messages = (peer, tag, tensor.dtype, tensor.numel()), self._engine.messages
+        if (form := messages.form(key)) is None:
+            form = messages.new_form(key, self._peer(peer), tag, label(tensor), tensor.numel() * tensor.element_size())
+        return form
 
     def _peer(self, rank: int) -> int:
         n, own = self._engine.world_size, self._engine.rank

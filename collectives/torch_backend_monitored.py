@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from superpod.collectives.engine import Engine
+from superpod.collectives.messages import Form
 from superpod.collectives.torch_backend_tensors import Array
 from superpod.collectives.work import Work
 from superpod.interconnect.errors import DeadlineExceeded, SuperpodError
@@ -76,7 +77,7 @@ class _Barrier:
         verdict = np.zeros(self._engine.world_size, np.uint8)
         try:
             work = self._recv(verdict, 0)
-            self._engine.send(np.zeros_like(verdict), 0, self._tag, self._label, self._limit).wait(self._limit)
+            self._send(np.zeros_like(verdict), 0, self._limit)
             work.wait(self._limit)
         except DeadlineExceeded as error:
             raise self._unheard(DeadlineExceeded(f"it said nothing within {_ms(self._seconds)}")) from error
@@ -96,12 +97,18 @@ class _Barrier:
         return max(self._end - time.monotonic(), 0.0) + _GRACE
 
     def _recv(self, array: Array, rank: int) -> Work:
-        return self._engine.recv(array, rank, self._tag, self._label, None, lambda: None)
+        return self._engine.messages.recv(self._form(array, rank), array, None, lambda: None)
+
+    def _send(self, array: Array, rank: int, seconds: float) -> None:
+        self._engine.messages.send(self._form(array, rank), array, seconds).wait(seconds)
+
+    def _form(self, array: Array, rank: int) -> Form:
+        return self._engine.messages.new_form(None, rank, self._tag, self._label, array.nbytes)
 
     def _tell(self, verdict: Array, ranks: Sequence[int]) -> None:
         for rank in ranks:
             with contextlib.suppress(SuperpodError):  # it has gone since
-                self._engine.send(verdict, rank, self._tag, self._label, _GRACE).wait(_GRACE)
+                self._send(verdict, rank, _GRACE)
 
     def _error(self, late: list[int], cause: SuperpodError | None) -> SuperpodError:
         who = f"Ranks {', '.join(map(str, late))}" if len(late) > 1 else f"Rank {late[0]}"

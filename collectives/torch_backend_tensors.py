@@ -48,7 +48,8 @@ def check(*tensors: Tensor) -> None:
 
 def source(tensor: Tensor) -> Array:
     """A tensor's bytes for a call that only reads them, shape (nbytes,)."""
-    return _as_bytes(tensor.detach().resolve_conj().resolve_neg().contiguous())
+    own = tensor.detach() if tensor.requires_grad else tensor
+    return _as_bytes(own if lies_flat(own) else own.resolve_conj().resolve_neg().contiguous())
 
 
 def joined(tensors: list[Tensor]) -> Tensor:
@@ -61,8 +62,8 @@ def _as_bytes(tensor: Tensor) -> Array:
         return np.empty(0, np.uint8)
     if not _numpy_knows(tensor.dtype):
         tensor = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)  # a single element may have any stride
-    array: Array = tensor.numpy().reshape(-1).view(np.uint8)
-    return array
+    array: Array = tensor.numpy()
+    return (array if array.ndim == 1 else array.reshape(-1)).view(np.uint8)
 
 
 @cache
@@ -84,7 +85,7 @@ class Bytes:
 
     def __init__(self, tensor: Tensor, *, read: bool = True) -> None:
         """`read`: the call needs the tensor's contents too."""
-        self._tensor = self._flat = tensor.detach()
+        self._tensor = self._flat = tensor.detach() if tensor.requires_grad else tensor
         if not lies_flat(tensor):
             self._flat = torch.empty(tensor.shape, dtype=tensor.dtype)
             if read:

@@ -28,8 +28,8 @@ class Work:
         self.what = what
         self.result: Any = None
         self._error: BaseException | None = None
-        self._begun = False
-        self._done = threading.Event()
+        self._begun = self._ended = False
+        self._end: threading.Event | None = None  # made by the first who has to wait: most works end before that
         self._callbacks: list[Callable[[Work], None]] = []
         self._lock = threading.Lock()
 
@@ -38,15 +38,23 @@ class Work:
 
         Raises what the call raised (a fresh copy each time), or DeadlineExceeded; the call goes on in that case.
         """
-        if not self._done.wait(timeout if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
+        if not self._ended and not self._await_end(timeout):
             raise DeadlineExceeded(f"{self.what} has not finished within {timeout} s; it goes on")
         if self._error is not None:
             raise again(self._error) if isinstance(self._error, SuperpodError) else self._error
         return self.result
 
+    def _await_end(self, timeout: float | None = None) -> bool:
+        """Wait at most `timeout` seconds until the call has ended; whether it has."""
+        with self._lock:
+            if self._ended:
+                return True
+            end = self._end = self._end or threading.Event()
+        return end.wait(timeout if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+
     def is_completed(self) -> bool:
         """Whether `wait` would return or raise at once."""
-        return self._done.is_set()
+        return self._ended
 
     def exception(self) -> BaseException | None:
         """What the call raised, once it is completed."""
@@ -58,7 +66,7 @@ class Work:
         What the callback raises in another thread than this one is logged.
         """
         with self._lock:
-            if not self._done.is_set():
+            if not self._ended:
                 self._callbacks.append(callback)
                 return
         callback(self)
@@ -73,8 +81,11 @@ class Work:
             self.result = action()
         except BaseException as error:  # noqa: BLE001  it is raised in whoever waits
             self._error = error
+        self._conclude()
         with self._lock:
-            self._done.set()
+            self._ended = True
+            if self._end is not None:
+                self._end.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             try:
@@ -84,13 +95,16 @@ class Work:
                 if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                     raise  # a Ctrl-C that came in the middle of it
 
+    def _conclude(self) -> None:
+        """The call has ended; nobody has been told yet."""
+
     def disown(self) -> None:
         """In a forked child: it is the parent's, so nothing here will ever end it."""
-        self._lock, self._done, self._begun, self._callbacks = threading.Lock(), threading.Event(), True, []
+        self._lock, self._end, self._begun, self._callbacks = threading.Lock(), None, True, []
         self._error = LinkClosed(
             f"{self.what} is a call of the process that this one was forked from; make a new communicator here"
         )
-        self._done.set()
+        self._ended = True
 
 
 class MessageWork(Work):
@@ -118,7 +132,7 @@ class MessageWork(Work):
 
     def wait(self, timeout: float | None = None) -> Any:
         """As Work.wait. Without a timeout, running out of the group's own time is a failure of the group."""
-        if not self._done.is_set() and not self._wait_for(self._seconds if timeout is None else timeout):
+        if not self._ended and not self._wait_for(self._seconds if timeout is None else timeout):
             if timeout is not None:
                 return super().wait(0)
             self.carry_out(partial(self._fail, self._mesh.too_late(self._pendings, self._seconds, self.what)))
@@ -131,17 +145,16 @@ class MessageWork(Work):
             self._note(POSTED)
         return ended
 
-    def carry_out(self, action: Callable[[], Any]) -> None:
-        super().carry_out(action)
+    def _conclude(self) -> None:
         self._note(DONE if self._error is None else FAILED)
 
     def is_completed(self) -> bool:
-        return self._done.is_set() or self._advance(0.0)
+        return self._ended or self._advance(0.0)
 
     def when_done(self, callback: Callable[[Work], None]) -> None:
         """As Work.when_done; if nothing has moved the message by then, a thread of its own does."""
         super().when_done(callback)
-        if not self._done.is_set() and not self._watched:
+        if not self._ended and not self._watched:
             self._watched = True
             threading.Thread(target=self._watch, name=f"superpod {self.what}", daemon=True).start()
 
@@ -158,7 +171,7 @@ class MessageWork(Work):
             self.carry_out(partial(self._fail, error))
         else:
             self.carry_out(self._finish)
-        return self._done.wait()  # another thread may just be carrying it out
+        return self._ended or self._await_end()  # another thread may just be carrying it out
 
     def _fail(self, error: SuperpodError) -> None:
         self._mesh.cancel(self._pendings)

@@ -7,15 +7,14 @@ tags, credits or deadlines: those are the mesh's, which also keeps what is under
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from superpod.interconnect.errors import BadFrame
 
 Buffer = bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """A frame that has come in. The payload stays valid as long as it is referenced, unless the link is fleeting."""
 
     peer: int

@@ -22,10 +22,10 @@ from superpod.interconnect.errors import (
 from superpod.interconnect.forked import call_in_child
 from superpod.interconnect.group import Group, Groups, ProbeHandler, error_from
 from superpod.interconnect.leaving import Leaving
-from superpod.interconnect.link import Arrival, Broken, Link, Refused
+from superpod.interconnect.link import Arrival, Broken, Buffer, Link, Refused
 from superpod.interconnect.peers import Peers, Refusals
 from superpod.interconnect.rendezvous import AddressBook
-from superpod.interconnect.streams import ANYONE, Array, Pending, Receive, Send, Streams
+from superpod.interconnect.streams import ANYONE, Array, Pending, Receive, Send, StreamKey, Streams
 from superpod.interconnect.turns import Turns
 from superpod.interconnect.wire import Header, Kind, decode
 
@@ -137,6 +137,22 @@ class Mesh(Elsewhere, Leaving):
             if self._turns.leading:  # posting may have swallowed the leader's signal
                 self._progress()
 
+    def post(self, group: Group, key: StreamKey, header: bytes, payload: Buffer) -> bool:
+        """Send a message of one frame, whose encoded `header` and key say the same, at once.
+
+        False, and nothing has happened, when it must wait for something, or `start` would raise: that is the way then.
+        """
+        if self._held():
+            return False
+        with self._lock:
+            if self.closed or self._failure is not None or group.failure is not None or not self.link.reaches(key[0]):
+                return False
+            if not self.streams.post(key, header, payload):
+                return False
+            if self._turns.leading:  # as in `start`
+                self._progress()
+        return True
+
     def receive(
         self,
         group: Group,
@@ -152,14 +168,15 @@ class Mesh(Elsewhere, Leaving):
         """Expect the next message of the stream in `into`, a contiguous 1-D array of the message's length."""
         if peer == self.rank:
             raise InvalidValue(_SELF.format(peer))
-        return self._expect(group, Receive((peer, group.ident, tag), into, reduce, sequence, step, text))
+        return self.expect(group, Receive((peer, group.ident, tag), into, reduce, sequence, step, text))
 
     def receive_any(self, group: Group, peers: Sequence[int], tag: int, into: Array, text: str) -> Receive:
         """As `receive`, from whichever of `peers` sends first; the receive's `peer` then says who it was."""
         candidates = frozenset(peers) - {self.rank}
-        return self._expect(group, Receive((ANYONE, group.ident, tag), into, None, 0, 0, text, candidates))
+        return self.expect(group, Receive((ANYONE, group.ident, tag), into, None, 0, 0, text, candidates))
 
-    def _expect(self, group: Group, receive: Receive) -> Receive:
+    def expect(self, group: Group, receive: Receive) -> Receive:
+        """Post `receive`, which is from another card."""
         if self._held():
             raise self._reentered()
         with self._lock:

@@ -168,17 +168,24 @@ class Streams:
         self._sweep_at = _MANY
 
     def send(self, send: Send) -> None:
-        outlet, nbytes = self._outlets[send.key], send.header.nbytes
-        under_way = outlet.outstanding + nbytes + FRAME_COST
-        if nbytes <= self._segment and under_way <= self._window and not outlet.backlog:  # most messages: in one frame
-            outlet.outstanding = under_way
-            self._link.post(send.key[0], encode(send.header), send.payload)
-            self.bytes_sent += nbytes
+        if send.header.nbytes <= self._segment and self.post(send.key, encode(send.header), send.payload):
             send.done = True
             return
+        outlet = self._outlets[send.key]
         outlet.backlog.append(send)
         if len(outlet.backlog) == 1:
             self._push(outlet)
+
+    def post(self, key: StreamKey, header: bytes, payload: Buffer) -> bool:
+        """Hand a message of one frame to the link; False, and nothing has happened, if it must wait for its turn."""
+        outlet, nbytes = self._outlets[key], len(payload)
+        under_way = outlet.outstanding + nbytes + FRAME_COST
+        if nbytes > self._segment or under_way > self._window or outlet.backlog:
+            return False
+        outlet.outstanding = under_way
+        self._link.post(key[0], header, payload)
+        self.bytes_sent += nbytes
+        return True
 
     def receive(self, receive: Receive) -> None:
         """Expect a message on the receive's stream, or one of whichever candidate's that nobody has asked for."""

@@ -100,7 +100,8 @@ class ZmqLink:
         self._over: list[str] = []  # endpoints that this card had connected to, and must not again
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._keep()
-        self._incoming, self._reports = [(self._socket, zmq.POLLIN)], [(self._monitor, zmq.POLLIN)]
+        self._reports = [(self._monitor, zmq.POLLIN)]
+        self._sources = [(self._socket, zmq.POLLIN), *self._reports]
         self._watched: set[int] = set()
         self._poll = select.epoll()
         for fd in (self._socket.FD, self._monitor.FD, self._wake_fd):
@@ -224,17 +225,16 @@ class ZmqLink:
         self._midway = False
 
     def take(self) -> Arrival | Refused | Broken | None:
-        while True:
-            while zmq.zmq_poll(self._incoming, 0):  # a failing recv raises, which costs three times as much
-                route = self._recv()
-                parts = [self._recv(0, False)]
-                while parts[-1].more:
-                    parts.append(self._recv(0, False))
-                if (event := self._sort(route, parts)) is not None:
-                    return event
-            if not zmq.zmq_poll(self._reports, 0):
-                break
-            self._hear()  # and look at the socket again: what a peer sent before its connection broke comes first
+        while ready := zmq.zmq_poll(self._sources, 0):  # a failing recv raises, which costs three times as much
+            if ready[0][0] is self._monitor:
+                self._hear()  # and look at the socket again: what a peer sent before its connection broke comes first
+                continue
+            route = self._recv()
+            parts = [self._recv(0, False)]
+            while parts[-1].more:
+                parts.append(self._recv(0, False))
+            if (event := self._sort(route, parts)) is not None:
+                return event
         while self._over:  # only now: it drops what came on the connection and was not taken
             with contextlib.suppress(zmq.ZMQError):
                 self._socket.disconnect(self._over.pop())
@@ -264,7 +264,7 @@ class ZmqLink:
         end = 2 + int.from_bytes(head[:2], "little")
         if end > len(head) or (len(parts) == 2 and end != len(head)):
             return Refused(BadFrame(f"torn message from rank {peer}: header of {end - 2} B in {len(head)} B"))
-        return Arrival(peer, head[2:end], head[end:] if len(parts) == 1 else parts[1].buffer)
+        return Arrival(peer, bytes(head[2:end]), head[end:] if len(parts) == 1 else parts[1].buffer)
 
     def _admit(self, route: bytes, frame: zmq.Frame) -> int | None:
         """The peer behind a route that is seen for the first time, if it knows the token."""

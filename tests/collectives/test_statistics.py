@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from superpod.collectives.communicator import Communicator
-from superpod.collectives.recorder import DONE, FAILED, WAITING
 from superpod.collectives.statistics import Statistics
 from superpod.interconnect.control import NewsDesk
-from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.errors import DeadlineExceeded, InvalidValue
 from superpod.launcher.testing import run_ranks
 
 
@@ -87,19 +85,28 @@ def test_the_algorithm_that_ran_is_counted() -> None:
     assert run_ranks(2, card, link="memory") == [["ring 2", "tree 1"]] * 2
 
 
-def test_a_message_counts_when_it_is_done_with_its_time_and_is_no_collective(tmp_path: Path) -> None:
+def test_a_message_counts_with_its_time_and_is_no_collective(tmp_path: Path) -> None:
     with contextlib.closing(NewsDesk(tmp_path)) as desk:
         statistics = Statistics(0, tmp_path)
-        done = statistics.message("send", 8, time.perf_counter() - 2.0)
-        failed = statistics.message("send", 8, time.perf_counter())
-        done(WAITING)
-        failed(FAILED)
-        assert statistics.rows() == []
-        for _ in range(2):  # a message that is done at once is noted again by who waits for it
-            done(DONE)
+        statistics.message_ended("send", 8, 2.0)
         (row,) = statistics.rows()
-        assert (row["operation"], row["calls"], row["bytes"], 2.0 <= row["seconds"] < 3.0) == ("send", 1, 8, True)
+        assert (row["operation"], row["calls"], row["bytes"], row["seconds"]) == ("send", 1, 8, 2.0)
         assert desk.read() == []
+
+
+def test_a_message_counts_once_when_it_is_done_and_not_when_it_fails() -> None:
+    def card(comm: Communicator) -> list[tuple[str, int]]:
+        other, array = 1 - comm.rank, np.ones(1)
+        done = comm.recv(array, other, async_op=True)
+        comm.send(array, other)
+        for _ in range(2):
+            done.wait()
+        if comm.rank == 0:  # one that nobody answers
+            with pytest.raises(DeadlineExceeded):
+                comm.recv(array, other, tag=7, timeout=0.01)
+        return [(row["operation"], row["calls"]) for row in comm._runtime.statistics.rows()]
+
+    assert [sorted(rows) for rows in run_ranks(2, card, link="memory")] == [[("recv", 1), ("send", 1)]] * 2
 
 
 def test_received_messages_have_taken_time() -> None:

@@ -243,10 +243,10 @@ def test_what_comes_in_just_before_a_break_is_heard_of_is_taken_first(links, mon
     b.post(0, b"h", b"y")
     b.close(SOON)
     poll = zmq.zmq_poll
-    eventually(lambda: poll(a._incoming, 0) and poll(a._reports, 0))
-    looks: list[list[object]] = [[]]  # the first look at the socket finds nothing yet
+    eventually(lambda: len(poll(a._sources, 0)) == 2)
+    looks = [[(a._monitor, zmq.POLLIN)]]  # the first look at the socket finds nothing yet
     monkeypatch.setattr(
-        zmq, "zmq_poll", lambda what, *how: looks.pop() if looks and what is a._incoming else poll(what, *how)
+        zmq, "zmq_poll", lambda what, *how: looks.pop() if looks and what is a._sources else poll(what, *how)
     )
     first = a.take()
     assert (first.payload, taken(a, 1)) == (b"y", [Broken(1)])
