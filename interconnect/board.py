@@ -49,6 +49,7 @@ Waits = tuple[float, float, Callable[[int, int], None]]
 TEXT = 256  # bytes of a card's call in words
 _PAGE = 4096
 _LINE = 64
+_FILE = re.compile(r"/proc/\d+/fd/\d+")
 _POST, _BELL = 2 * _LINE // 8, _LINE // 8  # in words: from one card's post to the next, and to the bell in it
 _TOKEN, _TOKEN_BYTES = 16, 16  # where in the first line the board's own name lies, and how long it is
 _CLOSED_GROUP, _LEFT_JOB = 1, 2
@@ -126,7 +127,7 @@ class Board:
     def open(address: str, rank: int, world_size: int, slot: int, *, native: bool = True) -> Board:
         """The board that another card has created. Raises OSError, also for what is none, or another one by now."""
         file, _, token = address.partition("#")
-        if re.fullmatch(r"/proc/\d+/fd/\d+", file) is None:
+        if _FILE.fullmatch(file) is None:
             raise OSError(errno.EINVAL, "this is no board's address")
         descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         try:

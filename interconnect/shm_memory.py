@@ -11,12 +11,15 @@ import fcntl
 import mmap
 import os
 import weakref
-from functools import cache
 
 from superpod.interconnect.errors import BadFrame
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _FAILED = ctypes.c_void_p(-1).value
+_libc = ctypes.CDLL(None, use_errno=True)  # made at once, so that cards share it
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class Memory:
@@ -64,22 +67,13 @@ class Memory:
             raise BadFrame(f"descriptor is not of shared memory: {error.strerror}") from error
 
 
-@cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return libc
-
-
 def _mapped(descriptor: int, nbytes: int) -> memoryview:
     """The C library's mmap: Python's keeps a descriptor open for every mapping, and a card may have thousands."""
     access = mmap.PROT_READ | mmap.PROT_WRITE
-    address = _libc().mmap(None, nbytes, access, mmap.MAP_SHARED, descriptor, 0)
+    address = _libc.mmap(None, nbytes, access, mmap.MAP_SHARED, descriptor, 0)
     if address is None or address == _FAILED:
         code = ctypes.get_errno()
         raise OSError(code, f"cannot map {nbytes} B of shared memory: {os.strerror(code)}")
     memory = (ctypes.c_ubyte * nbytes).from_address(address)
-    weakref.finalize(memory, _libc().munmap, address, nbytes).atexit = False  # or threads that still run would crash
+    weakref.finalize(memory, _libc.munmap, address, nbytes).atexit = False  # or threads that still run would crash
     return memoryview(memory).cast("B")

@@ -45,7 +45,8 @@ def plan(target: str, *, module: bool) -> list[str]:
     """The installed modules that a script (or, with `module`, a module) and the user's own files under it import.
 
     The user's own files are followed, not listed: they are to be run in the cards only. torch comes with the modules
-    that its users need at once.
+    that its users need at once; those that do not need it come before it, so that they lie side by side in memory and
+    not in the gaps that it leaves (a card that uses them copies 0.5 MB less).
     """
     home = home_of(target, module=module)
     queue = [home_file for home_file in (_main_files(target, home) if module else [target]) if home_file]
@@ -53,7 +54,7 @@ def plan(target: str, *, module: bool) -> list[str]:
     sources = b"\n".join(_own_sources(queue, home, found))
     names = list(found)
     if "torch" in found or _NAMES_TORCH.search(sources):
-        names = ["torch", *_NUMPY_USERS, *_TORCH_USERS, *names]
+        names = [*_NUMPY_USERS, "torch", *_TORCH_USERS, *names]
         if _USES_DYNAMO.search(sources):
             names.append("torch._dynamo")
     elif "superpod" in found:

@@ -14,7 +14,6 @@ It does what only a parent can do:
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import select
 import signal
@@ -43,6 +42,7 @@ from superpod.launcher.processes import (
     set_process_name,
     signal_group,
 )
+from superpod.launcher.zygote_memory import settle
 
 BOOT = (
     "import sys; startup = frozenset(sys.modules); sys.flags.safe_path or sys.path.pop(0); "
@@ -106,8 +106,7 @@ class Zygote:
                 code = _compile_quietly(order.target)
             for finalizer in list(getattr(weakref.finalize, "_registry", ())):
                 finalizer.atexit = False  # what it cleans up is shared by all cards; and torch's cost 40 ms a card
-        gc.collect()
-        gc.freeze()  # the collector does not touch, and so not copy, what the cards share
+        settle()
         self._tell({"event": "ready"})
         return code
 

@@ -31,18 +31,20 @@ def one_shot(n: int) -> Schedule:
     """Rank q's array lands in bank q everywhere; then banks 1, 2, … are added to bank 0."""
     if n <= 2:  # two operands: both ranks take the lower one's first
         return Schedule("all_reduce", "one_shot", n, 1, n - 1, lambda _: Step.of(*pairs(n), 0, reduce=True))
-    ranks = np.arange(n)
-    own = Step.of(ranks[1:], ranks[1:], 0, 1, ranks[1:])
+
+    def own() -> Step:
+        ranks = np.arange(1, n)
+        return Step.of(ranks, ranks, 0, 1, ranks)
 
     def build(s: int) -> Step:
         if s == 0:
             src, dst = pairs(n)
-            return Step.join(own, Step.of(src, dst, 0, 1, src))
-        every = np.repeat(ranks, n - 1)
-        return Step.of(every, every, np.tile(ranks[1:], n), 1, 0, reduce=True)
+            return Step.join(own(), Step.of(src, dst, 0, 1, src))
+        every = np.repeat(np.arange(n), n - 1)
+        return Step.of(every, every, np.tile(np.arange(1, n), n), 1, 0, reduce=True)
 
     def traffic() -> list[Traffic]:
-        return [Traffic(flows=own, exchanges=(Exchange(1, n),)), Traffic(local=n - 1, reduce=True)]
+        return [Traffic(flows=own(), exchanges=(Exchange(1, n),)), Traffic(local=n - 1, reduce=True)]
 
     return Schedule("all_reduce", "one_shot", n, nchunks=1, nsteps=2, build=build, nbanks=n, traffic=traffic)
 
