@@ -63,9 +63,9 @@ typedef struct { /* one call */
 } Turn;
 
 /* Whether a call would have to wait for something, or to look closer. */
-static int in_the_way(Lane *lane) {
-    int found;
-    if ((found = truth(lane->knows[ENGINE], meeting)) || (found = truth(lane->knows[WORKER], outstanding))) return found;
+static int in_the_way_of_one(Lane *lane) {
+    int found = truth(lane->knows[WORKER], outstanding);
+    if (found) return found;
     PyObject *group = lane->knows[GROUP], *value = PyObject_GetAttr(group, name[failure]);
     if (value == NULL) return -1;
     Py_DECREF(value);
@@ -74,6 +74,12 @@ static int in_the_way(Lane *lane) {
     double at = PyFloat_AsDouble(value);
     Py_DECREF(value);
     return PyErr_Occurred() ? -1 : at < INFINITY;
+}
+
+/* The same for one that has not yet said that it meets. */
+static int in_the_way(Lane *lane) {
+    int found = truth(lane->knows[ENGINE], meeting);
+    return found ? found : in_the_way_of_one(lane);
 }
 
 /* Whether the user's code calls from where it did the last time: see Caller.place. If `learn`, that is found out. */
@@ -105,26 +111,35 @@ static int copy_words(PyObject *words, char *into, Py_ssize_t room) {
     return 0;
 }
 
-/* Find the place of the call again, and its words for the record. */
-static int find_place(Lane *lane) {
-    PyObject *place = PyObject_CallNoArgs(lane->knows[PLACE]), *words;
-    if (place == NULL || replace(&lane->place, place) == NULL) return -1;
-    if ((words = PyObject_CallFunctionObjArgs(lane->knows[WORDS], place, NULL)) == NULL) return -1;
+/* What is kept of a place: its words for the record, and between which frames it was found. */
+static int learn_place(Lane *lane, PyObject *place) {
+    PyObject *words = PyObject_CallFunctionObjArgs(lane->knows[WORDS], place, NULL);
+    if (words == NULL) return -1;
     int failed = copy_words(words, lane->record.place, sizeof lane->record.place);
     Py_DECREF(words);
     replace(&lane->library, NULL), replace(&lane->code, NULL); /* nothing is the same as these */
     if (failed || place == Py_None) return failed;
     PyObject *caller = PyObject_GetAttrString(lane->knows[PLACE], "__self__"), *code = PyTuple_GetItem(place, 0);
     uint64_t how_deep;
-    if (caller == NULL || code == NULL) return -1;
-    failed = get_whole(caller, depth, &how_deep);
-    Py_DECREF(caller);
+    failed = caller == NULL || code == NULL || get_whole(caller, depth, &how_deep);
+    Py_XDECREF(caller);
     if (failed) return -1;
     Py_INCREF(code);
     replace(&lane->code, code);
     lane->depth = (long)how_deep, lane->lasti = PyLong_AsLong(PyTuple_GetItem(place, 1));
     at_the_same_place(lane, 1);
     return PyErr_Occurred() ? -1 : 0;
+}
+
+/* Find the place of the call again. */
+static int find_place(Lane *lane) {
+    PyObject *place = PyObject_CallNoArgs(lane->knows[PLACE]);
+    if (place == NULL) return -1;
+    Py_INCREF(place); /* the lane's own */
+    replace(&lane->place, place);
+    int failed = learn_place(lane, place);
+    Py_DECREF(place);
+    return failed;
 }
 
 /* What Recorder.begin does. */
@@ -234,10 +249,15 @@ static void give_up(Lane *lane, Turn *turn) {
     PyErr_Restore(type, error, trace);
 }
 
+/* 0: done; 1: something is in the way; -1: it has failed. */
 static int carry_out(Lane *lane, const Array *arrays) {
     Turn turn = {0};
-    if (!at_the_same_place(lane, 0) && (PyErr_Clear(), find_place(lane))) return -1;
-    if (set_whole(lane->knows[ENGINE], meeting, PyThread_get_thread_ident())) return -1;
+    if (set_whole(lane->knows[ENGINE], meeting, PyThread_get_thread_ident())) return -1; /* whoever interrupts it is told */
+    if (!at_the_same_place(lane, 0)) {
+        PyErr_Clear();
+        int way = find_place(lane) ? -1 : in_the_way_of_one(lane); /* that was Python: others may have come in between */
+        if (way) return set_whole(lane->knows[ENGINE], meeting, 0) || way < 0 ? -1 : 1;
+    }
     turn.started = now();
     int failed = begin_turn(lane, &turn);
     for (int i = 0; i < lane->meetings && !failed; i++) failed = meet(lane, &lane->moves[i], arrays, turn.number);
@@ -267,7 +287,9 @@ static PyObject *lane_run(PyObject *self, PyObject *const *args, Py_ssize_t narg
                                     : fits((Seat *)lane->knows[SEAT], &lane->moves[i].exchange, arrays))
             return NULL;
     if (do_it(PyObject_CallNoArgs(lane->knows[ACQUIRE]))) return NULL;
-    int way = in_the_way(lane), failed = way < 0 || (!way && carry_out(lane, arrays));
+    int way = in_the_way(lane);
+    if (!way) way = carry_out(lane, arrays);
+    int failed = way < 0;
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);
     failed |= do_it(PyObject_CallNoArgs(lane->knows[RELEASE])) != 0;

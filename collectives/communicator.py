@@ -68,7 +68,7 @@ class Communicator(CommunicatorBase):
         """Reduce over all ranks; every rank gets the result, in place or in `out` (same shape and dtype)."""
         key = None
         if algorithm is None and timeout is None and out is None and not async_op and type(array) is np.ndarray:
-            express = self._expresses.get(key := (op, array.dtype, array.size))
+            express = self._expresses.get(key := ("all_reduce", op, array.dtype, array.size))
             if express is not None and express.run(array):
                 return array
         opts = Options.of("all_reduce", algorithm, timeout)
@@ -158,7 +158,7 @@ class Communicator(CommunicatorBase):
         """Every rank's array on every rank: `out` of shape (n, *array.shape), made if it is not given."""
         opts, target = Options.of("all_gather", algorithm, timeout), blocks_like(checked(array), self.world_size, out)
         key = None
-        if not async_op and opts is NO_OPTIONS and lies_flat(target):
+        if not async_op and opts is NO_OPTIONS and lies_flat(target) and not self._engine.worker.outstanding:
             express = self._expresses.get(key := ("all_gather", array.dtype, array.size))
             if express is not None:
                 target[self.rank] = array

@@ -89,7 +89,7 @@ def _relay(table: Table, nbytes: int, itemsize: int, kind: int, into: int, bound
 
 def _leaders(n: int, rank: int, nbytes: int, kind: int, slot: int) -> Moves:
     """The first card of a host adds up, and hands out what comes from between the hosts."""
-    if nbytes > slot or is_relay(n, nbytes):
+    if not 0 < nbytes <= slot or is_relay(n, nbytes):
         return ()
     own = Exchange(give=0, given=nbytes)
     if rank > 0:

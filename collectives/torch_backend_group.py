@@ -85,7 +85,8 @@ class CollectiveGroup(GroupBase):
             numbers = own_numbers(tensor)
             done = numbers is not None and express.run(numbers)
         else:
-            done = express.run(tensor.data_ptr())
+            address = tensor.data_ptr()  # 0 of a tensor of zeros that has no memory, and of a fake one
+            done = bool(address or not tensor.numel()) and express.run(address)
         self._issued += done
         return done
 
