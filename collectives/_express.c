@@ -183,29 +183,30 @@ static int begin_turn(Lane *lane, Turn *turn) {
 
 typedef struct {
     Lane *lane;
-    uint64_t number;
+    const Turn *turn;
 } Which;
 
 static int late_for(void *context, Py_ssize_t rank, uint64_t count) {
     Which *which = context;
     PyObject *how = which->lane->knows[LATE_FOR];
-    return do_it(PyObject_CallFunction(how, "KnK", (unsigned long long)which->number, rank, (unsigned long long)count));
+    unsigned long long number = which->turn->number;
+    return do_it(PyObject_CallFunction(how, "KdnK", number, which->turn->started, rank, (unsigned long long)count));
 }
 
-static int meet(Lane *lane, const Move *move, const Array *arrays, uint64_t number) {
+static int meet(Lane *lane, const Move *move, const Array *arrays, const Turn *turn) {
     Seat *seat = (Seat *)lane->knows[SEAT];
     PyObject *text = PyObject_GetAttr(lane->knows[BOARD], name[said]);
     if (text == NULL) return -1;
     Py_DECREF(text);
     if (text != lane->knows[TEXT] && do_it(PyObject_CallMethodObjArgs(lane->knows[BOARD], name[say], lane->knows[TEXT], NULL)))
         return -1;
-    uint32_t tag = lane->crc + (uint32_t)number * ODD;
+    uint32_t tag = lane->crc + (uint32_t)turn->number * ODD;
     if (move->is_relay) {
-        Which which = {lane, number};
+        Which which = {lane, turn};
         return relay(seat, tag, &move->relay, arrays, lane->patience, lane->seconds, late_for, &which);
     }
     if (exchange(seat, tag, &move->exchange, arrays, lane->patience, lane->seconds)) return 0;
-    if (do_it(PyObject_CallFunction(lane->knows[LATE], "K", (unsigned long long)number))) return -1;
+    if (do_it(PyObject_CallFunction(lane->knows[LATE], "Kd", (unsigned long long)turn->number, turn->started))) return -1;
     take(seat, &move->exchange, arrays);
     return 0;
 }
@@ -260,7 +261,7 @@ static int carry_out(Lane *lane, const Array *arrays) {
     }
     turn.started = now();
     int failed = begin_turn(lane, &turn);
-    for (int i = 0; i < lane->meetings && !failed; i++) failed = meet(lane, &lane->moves[i], arrays, turn.number);
+    for (int i = 0; i < lane->meetings && !failed; i++) failed = meet(lane, &lane->moves[i], arrays, &turn);
     if (failed) give_up(lane, &turn);
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);

@@ -99,12 +99,12 @@ def _row(engine: Host, prepared: Prepared) -> list[float]:
     return engine.ledger.setdefault((prepared.call.collective, prepared.choice.algorithm), [0, 0, 0.0])
 
 
-def _late(table: Table, text: str, engine: Host, sequence: int) -> None:
-    table.late(text, sequence, engine.timeout)
+def _late(table: Table, text: str, engine: Host, sequence: int, started: float) -> None:
+    table.late(text, sequence, engine.timeout, started)
 
 
-def _late_for(table: Table, text: str, engine: Host, sequence: int, rank: int, count: int) -> None:
-    table.late_for(text, sequence, engine.timeout, rank, count)
+def _late_for(table: Table, text: str, engine: Host, sequence: int, started: float, rank: int, count: int) -> None:
+    table.late_for(text, sequence, engine.timeout, started, rank, count)
 
 
 def _failed(engine: Host, collective: str, error: BaseException) -> None:

@@ -141,16 +141,19 @@ class Table:
             self._wait(partial(self.board.sleep, self.board.wanted), [])
             self.board.take(what, arrays)
 
-    def late(self, text: str, sequence: int, seconds: float) -> None:
-        """Not all have come to an exchange within the first `seconds` of `compiled`. Returns or raises as `meet`."""
-        self.call(text, sequence, seconds - self._patience[1])
-        self._limit = seconds
+    def late(self, text: str, sequence: int, seconds: float, started: float) -> None:
+        """Not all have come to an exchange within the first `seconds` of `compiled`. Returns or raises as `meet`.
+
+        `started`: when the call began, by time.monotonic(); all its waits together take `seconds` at the most.
+        """
+        self.call(text, sequence, seconds)
+        self._end = started + seconds
         self._wait(partial(self.board.sleep, self.board.wanted), [])
 
-    def late_for(self, text: str, sequence: int, seconds: float, rank: int, count: int) -> None:
+    def late_for(self, text: str, sequence: int, seconds: float, started: float, rank: int, count: int) -> None:
         """As `late`, for a rank that has not told `count` pieces of all relays."""
-        self.call(text, sequence, seconds - self._patience[1])
-        self._limit = seconds
+        self.call(text, sequence, seconds)
+        self._end = started + seconds
         self._reach(rank, count)
 
     def meet(self) -> None:

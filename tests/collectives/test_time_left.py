@@ -22,14 +22,13 @@ def test_every_step_has_what_the_steps_before_it_have_left(monkeypatch: pytest.M
     cards = in_memory(4)
     given: list[float] = []
     mesh = cards[0]._engine.mesh
-    original = mesh.start
+    original = mesh.wait
 
-    def start(group: Any, sends: Sequence[Any], seconds: float | None = None) -> None:
-        assert seconds is not None
+    def wait(pendings: Sequence[Any], group: Any, *, seconds: float, **how: Any) -> None:
         given.append(seconds)
-        original(group, sends, seconds)
+        original(pendings, group, seconds=seconds, **how)
 
-    monkeypatch.setattr(mesh, "start", start)
+    monkeypatch.setattr(mesh, "wait", wait)
 
     def call(rank: int) -> None:
         cards[rank].all_reduce(np.ones(10), algorithm="recursive_doubling", timeout=1000)
