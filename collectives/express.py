@@ -75,10 +75,10 @@ def short_way(engine: Host, prepared: Prepared, table: Table, op: Operation | No
         text=text,
         nbytes=call.nbytes,
         choice=prepared.choice,
-        row=_row(engine, prepared),
+        row=row_of(engine, prepared),
         late=partial(_late, table, text, engine),
         late_for=partial(_late_for, table, text, engine),
-        failed=partial(_failed, engine, call.collective),
+        failed=partial(failed, engine, call.collective),
         moves=moves,
         arrays=1 + max(_arrays(moves)),
         **engine.agreement.compiled(text),
@@ -95,7 +95,8 @@ def _arrays(moves: Moves) -> Iterator[int]:
             yield from (move.give, move.into)
 
 
-def _row(engine: Host, prepared: Prepared) -> list[float]:
+def row_of(engine: Host, prepared: Prepared) -> list[float]:
+    """Where calls of this kind are counted."""
     return engine.ledger.setdefault((prepared.call.collective, prepared.choice.algorithm), [0, 0, 0.0])
 
 
@@ -107,7 +108,7 @@ def _late_for(table: Table, text: str, engine: Host, sequence: int, started: flo
     table.late_for(text, sequence, engine.timeout, started, rank, count)
 
 
-def _failed(engine: Host, collective: str, error: BaseException) -> None:
+def failed(engine: Host, collective: str, error: BaseException) -> None:
     """The call that had begun raised this."""
     engine.agreement.fail()
     engine.fail(error, collective)
@@ -121,7 +122,7 @@ class Express:
     def __init__(self, engine: Host, prepared: Prepared, table: Table, op: Operation | None, moves: Moves) -> None:
         """Arguments as for `short_way`; `moves`: its meetings, if compiled code does them."""
         self._engine, self._table, self._prepared, self._op, self._moves = engine, table, prepared, op, moves
-        self._caller, self._row = Caller(), _row(engine, prepared)
+        self._caller, self._row = Caller(), row_of(engine, prepared)
 
     def run(self, *arrays: Array, into: Array | None = None) -> bool:
         """Carry the call out.
@@ -149,22 +150,25 @@ class Express:
                     if move is None:
                         self._across(spaces, sequence)
                     elif isinstance(move, Exchange):
-                        self._table.exchange(prepared.where.text, sequence, engine.timeout, move, spaces)
+                        self._table.exchange(prepared.where.text, sequence, engine.timeout, start, move, spaces)
                 if not self._moves:
                     self._meet(spaces, sequence, None if into is None else into.reshape(-1))
             except BaseException as error:
-                _failed(engine, prepared.call.collective, error)
+                failed(engine, prepared.call.collective, error)
                 raise
             finally:
                 engine.meeting = 0
-            ended = time.perf_counter()
-            agreement.end(ended)
-            engine.last = prepared.choice
-            row = self._row
-            row[0] += 1
-            row[1] += prepared.call.nbytes
-            row[2] += ended - start
+            self._count(start)
         return True
+
+    def _count(self, start: float) -> None:
+        """The call that had begun at `start` has ended well."""
+        ended, prepared, row = time.perf_counter(), self._prepared, self._row
+        self._engine.agreement.end(ended)
+        self._engine.last = prepared.choice
+        row[0] += 1
+        row[1] += prepared.call.nbytes
+        row[2] += ended - start
 
     def _across(self, spaces: Sequence[Array], sequence: int) -> None:
         """What goes between hosts."""

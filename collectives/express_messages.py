@@ -13,7 +13,7 @@ import numpy as np
 from superpod.collectives.arrays import lies_flat
 from superpod.collectives.call import Prepared
 from superpod.collectives.execute import Array, room_for, run
-from superpod.collectives.express import Express, Host
+from superpod.collectives.express import Express, Host, failed, row_of
 from superpod.collectives.operations import Operation
 from superpod.collectives.places import Caller
 
@@ -29,8 +29,7 @@ class MessageExpress(Express):
     def __init__(self, engine: Host, prepared: Prepared, op: Operation | None) -> None:
         """`prepared`: the call, which is not fused, and which `possible` is true of; `op`: if it reduces."""
         self._engine, self._prepared, self._op = engine, prepared, op
-        self._caller = Caller()
-        self._row = engine.ledger.setdefault((prepared.call.collective, prepared.choice.algorithm), [0, 0, 0.0])
+        self._caller, self._row = Caller(), row_of(engine, prepared)
 
     @staticmethod
     def possible(prepared: Prepared) -> bool:
@@ -58,16 +57,9 @@ class MessageExpress(Express):
                 if op is not None and prepared.call.collective == "all_reduce":
                     op.finish(spaces[0], engine.world_size)
             except BaseException as error:
-                agreement.fail()
-                engine.fail(error, prepared.call.collective)
+                failed(engine, prepared.call.collective, error)
                 raise
-            ended = time.perf_counter()
-            agreement.end(ended)
-            engine.last = prepared.choice
-            row = self._row
-            row[0] += 1
-            row[1] += prepared.call.nbytes
-            row[2] += ended - start
+            self._count(start)
         return True
 
     def _spaces(self, arrays: Sequence[Array]) -> Sequence[Array]:

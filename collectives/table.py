@@ -134,9 +134,12 @@ class Table:
         waits = dict(zip(("patience", "seconds"), self._patience, strict=True))
         return {"seat": self.board.seat, "board": self.board, "crc": _crc(text)} | waits
 
-    def exchange(self, text: str, sequence: int, seconds: float, what: Exchange, arrays: tuple[Any, ...]) -> None:
-        """`call` and a meeting, see Board.exchange. Raises what Mesh.wait raises."""
+    def exchange(
+        self, text: str, sequence: int, seconds: float, started: float, what: Exchange, arrays: tuple[Any, ...]
+    ) -> None:
+        """`call`, one that began at `started`, and a meeting, see Board.exchange. Raises what Mesh.wait raises."""
         self.call(text, sequence, seconds)
+        self._end = started + seconds
         if not self.board.exchange(self._tag, text, what, arrays, *self._patience):
             self._wait(partial(self.board.sleep, self.board.wanted), [])
             self.board.take(what, arrays)

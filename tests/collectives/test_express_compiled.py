@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import sys
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
-from superpod.collectives import recorder
+from superpod.collectives import compiled, recorder
 from superpod.collectives.communicator import Communicator
+from superpod.collectives.torch_backend_coalesced import SuperpodProcessGroup
 from superpod.interconnect import board
-from superpod.interconnect.errors import PeerLost, RemoteError
+from superpod.interconnect.errors import DeadlineExceeded, InvalidValue, PeerLost, RemoteError, SuperpodError
 from superpod.launcher.testing import run_ranks
 
 express = pytest.importorskip("superpod.collectives._express", reason="superpod was installed without a C compiler")
@@ -110,3 +113,83 @@ def test_an_array_that_it_cannot_take_goes_the_long_way() -> None:
 def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(TypeError):
         express.Lane(**wrong)
+
+
+def test_a_call_from_a_handler_while_the_place_is_looked_up_is_refused() -> None:
+    """A call from a new line runs Python once more, and so may a signal's handler; a profile hook stands in for it."""
+
+    def card(comm: Communicator) -> tuple[list[str], float]:
+        array, heard = np.ones(4, np.float32), []
+        for _ in range(2):
+            comm.all_reduce(array)
+
+        def hook(frame: Any, event: str, _: Any) -> None:
+            if event == "call" and frame.f_code.co_name == "place_bytes" and not heard:
+                with pytest.raises(SuperpodError) as raised:
+                    comm.all_reduce(array)
+                heard.append(str(raised.value))
+
+        sys.setprofile(hook)
+        comm.all_reduce(array)
+        sys.setprofile(None)
+        return heard, float(comm.all_reduce(array)[0])
+
+    for heard, value in run_ranks(2, card, env=ENV):
+        assert len(heard) == 1
+        assert "was called by a signal's handler" in heard[0]
+        assert value == 2.0**4
+
+
+def test_a_late_wait_has_what_is_left_of_the_calls_time() -> None:
+    def card(comm: Communicator) -> str:
+        comm.all_reduce(np.ones(4, np.float32))
+        text = ""
+        if comm.rank == 0:
+            table = comm._engine._table
+            assert table is not None
+            table.board.come(7, "a call")
+            with pytest.raises(DeadlineExceeded) as raised:
+                table.late("a call", 1, 60.0, time.monotonic() - 60)
+            text = str(raised.value)
+            comm.send(np.zeros(1), 1)
+        else:
+            comm.recv(np.zeros(1), 0)
+        return text
+
+    text, _ = run_ranks(2, card, env=ENV)
+    assert "Timed out after 60.0 s waiting for rank 1 in a call" in text
+
+
+def test_the_name_of_a_collective_is_no_operation() -> None:
+    def card(comm: Communicator) -> None:
+        array = np.ones(4, np.float32)
+        for _ in range(2):
+            comm.all_gather(array)
+            comm.all_to_all(array)
+        for name in ("all_gather", "all_to_all"):
+            with pytest.raises(InvalidValue):
+                comm.all_reduce(array, name)
+        comm.barrier()
+
+    for link in ("shm", "zmq"):
+        run_ranks(2, card, env={"SUPERPOD_LINK": link})
+
+
+def test_empty_arrays_between_hosts_go_the_long_way() -> None:
+    """Which has one meeting less for them than for others."""
+    assert compiled._leaders(2, 0, 0, 102, 4096) == compiled._leaders(2, 1, 0, 102, 4096) == ()
+    assert len(compiled._leaders(2, 1, 4, 102, 4096)) == 2
+
+
+def test_a_tensor_without_memory_is_refused_and_no_crash() -> None:
+    def card(comm: Communicator) -> list[float]:
+        torch, group = pytest.importorskip("torch"), SuperpodProcessGroup(comm._engine, None, None)
+        options = torch.distributed.AllreduceOptions()
+        options.asyncOp = False
+        for _ in range(2):
+            group.allreduce([torch.ones(10)], options)
+        with pytest.raises(RuntimeError, match="ZeroTensor"):
+            group.allreduce([torch._efficientzerotensor(10)], options)
+        return []
+
+    assert run_ranks(2, card, env=ENV) == [[], []]
