@@ -1,5 +1,7 @@
 """The parts of superpod that are compiled: optional, so that an installation without a C compiler does without them."""
 
+from glob import glob
+
 from setuptools import Extension, setup
 
 STABLE = "0x030B0000"  # CPython 3.11's stable interface: one build serves it and all that come after it
@@ -10,7 +12,7 @@ def compiled(folder: str, name: str) -> Extension:
     return Extension(
         f"superpod.{folder}.{name}",
         [f"{folder}/{name}.c"],
-        depends=["interconnect/_board.h", "interconnect/_relay.h", "collectives/_attributes.h"],
+        depends=sorted(glob("*/_*.h")),
         include_dirs=["interconnect"],
         define_macros=[("Py_LIMITED_API", STABLE)],
         extra_compile_args=["-O3"],

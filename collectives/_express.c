@@ -5,54 +5,12 @@
  *
  * It is built where there is a C compiler, and left out where there is none. Only CPython's stable interface is used.
  */
-#include "_attributes.h"
-#include "_relay.h"
+#include "_lane.h"
 
 #include <math.h>
 
-#define MOST 3           /* arrays of a call */
-#define MOST_MEETINGS 2  /* of a call */
 #define ODD 0x9E3779B1u  /* see table.py */
-#define DONE 3           /* these two see recorder.py */
-#define WAITING 2
-
-/* What a lane knows, by the names of its arguments. */
-enum { SEAT, BOARD, ENGINE, AGREEMENT, GROUP, ASKED, WORKER, ACQUIRE, RELEASE, PLACE, RECORDER, SERIALS, WORDS, TEXT, LABEL,
-       NBYTES, CHOICE, ROW, LATE, LATE_FOR, FAILED, MOVES, MEMORY, KNOWN };
-static char *known[] = {"seat", "board", "engine", "agreement", "group", "asked", "worker", "acquire", "release", "place",
-    "recorder", "serials", "words", "text", "label", "nbytes", "choice", "row", "late", "late_for", "failed", "moves", "memory",
-    "arrays", "crc", "recorded", "head", "patience", "seconds", NULL};
-
-static PyObject *seats; /* the type */
-
-typedef struct { /* a slot of recorder.py */
-    uint64_t serial, number, nbytes;
-    double started, ended;
-    uint8_t state, kind;
-    uint16_t group;
-    uint8_t unused[4];
-    char text[112], place[88];
-} Record;
-
-typedef struct { /* an exchange, or else a relay */
-    int is_relay;
-    Exchange exchange;
-    Relay relay;
-} Move;
-
-typedef struct {
-    PyObject_HEAD
-    PyObject *knows[KNOWN];
-    Py_buffer memory; /* the recorder's */
-    Move moves[MOST_MEETINGS];
-    int meetings, arrays, writable;   /* writable: a bit for each array */
-    unsigned int crc, recorded;
-    Py_ssize_t head;
-    double patience, seconds;
-    Record record;                    /* what all calls have in common */
-    PyObject *place, *library, *code; /* the latest place, and the two code objects between which it was found */
-    long lasti, depth;
-} Lane;
+#define DONE 3      /* of a record's state, see recorder.py */
 
 typedef struct { /* one call */
     uint64_t number, serial;
@@ -99,16 +57,6 @@ static int at_the_same_place(Lane *lane, int learn) {
     same = offset != NULL && PyLong_AsLong(offset) == lane->lasti;
     Py_XDECREF(offset);
     return same;
-}
-
-/* Fill `room` bytes of a record with a bytes object, and zeros behind it. */
-static int copy_words(PyObject *words, char *into, Py_ssize_t room) {
-    Py_ssize_t size;
-    char *bytes;
-    if (PyBytes_AsStringAndSize(words, &bytes, &size)) return -1;
-    memset(into, 0, room);
-    memcpy(into, bytes, size < room ? size : room);
-    return 0;
 }
 
 /* What is kept of a place: its words for the record, and between which frames it was found. */
@@ -193,22 +141,46 @@ static int late_for(void *context, Py_ssize_t rank, uint64_t count) {
     return do_it(PyObject_CallFunction(how, "KdnK", number, which->turn->started, rank, (unsigned long long)count));
 }
 
-static int meet(Lane *lane, const Move *move, const Array *arrays, const Turn *turn) {
+static int meet(Lane *lane, uint32_t tag, const Exchange *what, const Array *arrays, const Turn *turn) {
     Seat *seat = (Seat *)lane->knows[SEAT];
+    if (exchange(seat, tag, what, arrays, lane->patience, lane->seconds)) return 0;
+    if (do_it(PyObject_CallFunction(lane->knows[LATE], "Kd", (unsigned long long)turn->number, turn->started))) return -1;
+    take(seat, what, arrays);
+    return 0;
+}
+
+/* All tell where their arrays lie; each reads; nobody changes its own before all have read. */
+static int meet_and_read(Lane *lane, uint32_t tag, const Reading *what, const Array *arrays, const Turn *turn) {
+    Seat *seat = (Seat *)lane->knows[SEAT];
+    Told own = {(uint64_t)getpid(), what->show < 0 ? 0 : (uintptr_t)arrays[what->show].address};
+    Array words[2] = {{(uint8_t *)&own, sizeof own}, {(uint8_t *)lane->told, seat->world_size * sizeof own}};
+    const Exchange telling = {.give = 0, .given = sizeof own, .into = 1, .nbytes = sizeof own, .root = -1};
+    const Exchange nothing = {.give = -1, .into = -1, .root = -1};
+    Py_ssize_t whom = 0;
+    int error;
+    if (meet(lane, tag, &telling, words, turn)) return -1;
+    Py_BEGIN_ALLOW_THREADS
+    error = read_all(seat, what, lane->told, arrays, &whom);
+    Py_END_ALLOW_THREADS
+    if (!error) return meet(lane, tag, &nothing, words, turn);
+    unsigned long long number = turn->number;
+    return do_it(PyObject_CallFunction(lane->knows[UNREADABLE], "Kdni", number, turn->started, whom, error));
+}
+
+static int make_move(Lane *lane, const Move *move, const Array *arrays, const Turn *turn) {
     PyObject *text = PyObject_GetAttr(lane->knows[BOARD], name[said]);
     if (text == NULL) return -1;
     Py_DECREF(text);
     if (text != lane->knows[TEXT] && do_it(PyObject_CallMethodObjArgs(lane->knows[BOARD], name[say], lane->knows[TEXT], NULL)))
         return -1;
     uint32_t tag = lane->crc + (uint32_t)turn->number * ODD;
-    if (move->is_relay) {
-        Which which = {lane, turn};
-        return relay(seat, tag, &move->relay, arrays, lane->patience, lane->seconds, late_for, &which);
+    Which which = {lane, turn};
+    switch (move->kind) {
+    case RELAY:
+        return relay((Seat *)lane->knows[SEAT], tag, &move->relay, arrays, lane->patience, lane->seconds, late_for, &which);
+    case READ: return meet_and_read(lane, tag, &move->reading, arrays, turn);
+    default: return meet(lane, tag, &move->exchange, arrays, turn);
     }
-    if (exchange(seat, tag, &move->exchange, arrays, lane->patience, lane->seconds)) return 0;
-    if (do_it(PyObject_CallFunction(lane->knows[LATE], "Kd", (unsigned long long)turn->number, turn->started))) return -1;
-    take(seat, &move->exchange, arrays);
-    return 0;
 }
 
 /* One more in the ledger's row: calls, bytes, seconds. */
@@ -261,7 +233,7 @@ static int carry_out(Lane *lane, const Array *arrays) {
     }
     turn.started = now();
     int failed = begin_turn(lane, &turn);
-    for (int i = 0; i < lane->meetings && !failed; i++) failed = meet(lane, &lane->moves[i], arrays, &turn);
+    for (int i = 0; i < lane->meetings && !failed; i++) failed = make_move(lane, &lane->moves[i], arrays, &turn);
     if (failed) give_up(lane, &turn);
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);
@@ -284,9 +256,7 @@ static PyObject *lane_run(PyObject *self, PyObject *const *args, Py_ssize_t narg
             Py_RETURN_FALSE;
         }
     for (int i = 0; i < lane->meetings; i++)
-        if (lane->moves[i].is_relay ? relay_fits(&lane->moves[i].relay, arrays)
-                                    : fits((Seat *)lane->knows[SEAT], &lane->moves[i].exchange, arrays))
-            return NULL;
+        if (!move_fits((Seat *)lane->knows[SEAT], &lane->moves[i], arrays)) return NULL;
     if (do_it(PyObject_CallNoArgs(lane->knows[ACQUIRE]))) return NULL;
     int way = in_the_way(lane);
     if (!way) way = carry_out(lane, arrays);
@@ -296,76 +266,6 @@ static PyObject *lane_run(PyObject *self, PyObject *const *args, Py_ssize_t narg
     failed |= do_it(PyObject_CallNoArgs(lane->knows[RELEASE])) != 0;
     if (type != NULL) PyErr_Restore(type, error, trace);
     return failed ? NULL : PyBool_FromLong(!way);
-}
-
-static int lane_traverse(PyObject *self, visitproc visit, void *arg) {
-    Lane *lane = (Lane *)self;
-    for (int i = 0; i < KNOWN; i++) Py_VISIT(lane->knows[i]);
-    Py_VISIT(lane->place);
-    Py_VISIT(lane->library);
-    Py_VISIT(lane->code);
-    Py_VISIT(Py_TYPE(self));
-    return 0;
-}
-
-static int lane_clear(PyObject *self) {
-    Lane *lane = (Lane *)self;
-    for (int i = 0; i < KNOWN; i++) Py_CLEAR(lane->knows[i]);
-    Py_CLEAR(lane->place);
-    Py_CLEAR(lane->library);
-    Py_CLEAR(lane->code);
-    return 0;
-}
-
-static void lane_dealloc(PyObject *self) {
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    PyBuffer_Release(&((Lane *)self)->memory);
-    lane_clear(self);
-    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
-    Py_DECREF(type);
-}
-
-/* Lane(...): the arguments are keywords, see `known`. */
-static PyObject *lane_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    PyObject **k;
-    Lane *lane = (Lane *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
-    if (lane == NULL) return NULL;
-    PyObject *given[KNOWN];
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "$OOOOOOOOOOOOOOOOOOOOOOOiIIndd", known, &given[0], &given[1], &given[2],
-            &given[3], &given[4], &given[5], &given[6], &given[7], &given[8], &given[9], &given[10], &given[11], &given[12],
-            &given[13], &given[14], &given[15], &given[16], &given[17], &given[18], &given[19], &given[20], &given[21], &given[22],
-            &lane->arrays, &lane->crc, &lane->recorded, &lane->head, &lane->patience, &lane->seconds))
-        goto fail;
-    k = lane->knows;
-    for (int i = 0; i < KNOWN; i++) Py_INCREF(k[i] = given[i]);
-    if (PyObject_IsInstance(k[SEAT], seats) != 1 || !PyTuple_Check(k[MOVES]) || !PyList_Check(k[ROW]) || PyList_Size(k[ROW]) != 3 || !PyDict_Check(k[ASKED])) {
-        PyErr_SetString(PyExc_TypeError, "seat must be a Seat, moves a tuple, row a list of 3, asked a dict");
-        goto fail;
-    }
-    lane->meetings = (int)PyTuple_Size(k[MOVES]);
-    if (lane->meetings > MOST_MEETINGS || lane->arrays < 0 || lane->arrays > MOST) {
-        PyErr_Format(PyExc_ValueError, "a call has at most %d meetings and %d arrays", MOST_MEETINGS, MOST);
-        goto fail;
-    }
-    for (int i = 0; i < lane->meetings; i++) {
-        PyObject *move_ = PyTuple_GetItem(k[MOVES], i);
-        Move *move = &lane->moves[i];
-        move->is_relay = PyTuple_Check(move_) && PyTuple_Size(move_) == 9;
-        if (move->is_relay ? read_relay((Seat *)k[SEAT], move_, lane->arrays, &move->relay)
-                           : read_exchange((Seat *)k[SEAT], move_, lane->arrays, &move->exchange))
-            goto fail;
-        int into = move->is_relay ? move->relay.into : move->exchange.into;
-        if (into >= 0) lane->writable |= 1 << into;
-    }
-    lane->record.nbytes = PyLong_AsUnsignedLongLong(k[NBYTES]);
-    lane->record.state = WAITING, lane->record.group = (uint16_t)lane->recorded;
-    if (PyErr_Occurred() || copy_words(k[LABEL], lane->record.text, sizeof lane->record.text)) goto fail;
-    if (PyObject_GetBuffer(k[MEMORY], &lane->memory, PyBUF_WRITABLE)) goto fail;
-    return (PyObject *)lane;
-fail:
-    Py_DECREF(lane);
-    return NULL;
 }
 
 static PyMethodDef methods[] = {

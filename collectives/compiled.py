@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from superpod.collectives.call import Prepared
 from superpod.collectives.execute import even_bounds
-from superpod.collectives.fused import FUSED, takes_one_meeting
+from superpod.collectives.fused import FUSED, reads, takes_one_meeting
 from superpod.collectives.operations import Operation
 from superpod.collectives.relay import is_relay, pieces
 from superpod.collectives.table import Table
-from superpod.interconnect.exchange import KINDS, Exchange, Relay
+from superpod.interconnect.exchange import KINDS, Exchange, Reading, Relay
 
-Moves = tuple[Exchange | Relay | None, ...]
+Moves = tuple[Exchange | Relay | Reading | None, ...]
 """A card's meetings; None: here comes what goes between hosts. Array 0 is the call's first, array 1 the other one."""
 
 
@@ -35,6 +35,8 @@ def moves_for(prepared: Prepared, table: Table, op: Operation | None) -> Moves:
         own = rank * (nbytes // n)
         return _relay(table, nbytes, op.wide.itemsize, kind, 1, (own, own + nbytes // n))
     block = nbytes if call.collective in ("all_reduce", "reduce", "broadcast", "barrier") else nbytes // n
+    if table.windows and reads(call.collective, n, block):
+        return (_reading(call.collective, n, rank, call.root, block),)
     if not takes_one_meeting(call.collective, algorithm, n, table.slot, block):
         return ()
     own, root = rank * block, call.root
@@ -85,6 +87,18 @@ def _two_shot(table: Table, nbytes: int, itemsize: int, kind: int) -> Moves:
 def _relay(table: Table, nbytes: int, itemsize: int, kind: int, into: int, bounds: tuple[int, int]) -> Moves:
     piece, window = pieces(table, itemsize)
     return (Relay(kind, 0, into, itemsize, nbytes, *bounds, piece * itemsize, window),)
+
+
+def _reading(collective: str, n: int, rank: int, root: int, block: int) -> Reading:
+    """Each card takes what it wants from where it lies."""
+    all_blocks = n * block
+    match collective:
+        case "all_gather":
+            return Reading(0, all_blocks, 0, -1, 0, block, block, block)
+        case "all_to_all":
+            return Reading(0, all_blocks, 1, -1, rank * block, 0, block, block)
+    own, into = ((0, all_blocks), 1) if rank == root else ((-1, 0), 0)  # a scatter
+    return Reading(*own, into, root, rank * block, 0, 0, block)
 
 
 def _leaders(n: int, rank: int, nbytes: int, kind: int, slot: int) -> Moves:

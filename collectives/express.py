@@ -9,11 +9,12 @@ There are two: a Lane (_express.c) for what compiled code does from end to end, 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from threading import get_ident
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from superpod.collectives.select import Choice
 from superpod.collectives.statistics import Ledger
 from superpod.collectives.table import Table
 from superpod.collectives.work import Worker
-from superpod.interconnect.exchange import Exchange, Relay
+from superpod.interconnect.exchange import Exchange, Reading, Relay
 
 try:
     from superpod.collectives._express import Lane
@@ -78,6 +79,7 @@ def short_way(engine: Host, prepared: Prepared, table: Table, op: Operation | No
         row=row_of(engine, prepared),
         late=partial(_late, table, text, engine),
         late_for=partial(_late_for, table, text, engine),
+        unreadable=partial(_unreadable, table, text, engine),
         failed=partial(failed, engine, call.collective),
         moves=moves,
         arrays=1 + max(_arrays(moves)),
@@ -91,6 +93,8 @@ def _arrays(moves: Moves) -> Iterator[int]:
     for move in moves:
         if isinstance(move, Relay):
             yield from (move.array, move.into)
+        elif isinstance(move, Reading):
+            yield from (move.show, move.into)
         elif move is not None:
             yield from (move.give, move.into)
 
@@ -106,6 +110,11 @@ def _late(table: Table, text: str, engine: Host, sequence: int, started: float) 
 
 def _late_for(table: Table, text: str, engine: Host, sequence: int, started: float, rank: int, count: int) -> None:
     table.late_for(text, sequence, engine.timeout, started, rank, count)
+
+
+def _unreadable(table: Table, text: str, engine: Host, sequence: int, started: float, rank: int, code: int) -> NoReturn:
+    table.call(text, sequence, engine.timeout)
+    table.unreadable(rank, OSError(code, os.strerror(code)))
 
 
 def failed(engine: Host, collective: str, error: BaseException) -> None:

@@ -7,6 +7,7 @@ schedule's order, so the results are the same bits as those of `execute`. Long a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from math import inf
 
 import numpy as np
 
@@ -246,7 +247,7 @@ def _all_gather(meeting: Meeting, task: Task) -> None:
     if (window := _window("all_gather", meeting, task)) is not None:
         for rank in _others(meeting):
             window.read(rank, bounds[rank], array[bounds[rank] : bounds[rank + 1]])
-        meeting.meet()
+        window.close()
         return
     for start in range(0, longest_of(bounds), meeting.slot):
         slots = meeting.begin()
@@ -262,7 +263,7 @@ def _all_to_all(meeting: Meeting, task: Task) -> None:
         out[places[own] : places[own + 1]] = array[blocks[own] : blocks[own + 1]]
         for rank in _others(meeting):
             window.read(rank, blocks[own], out[places[rank] : places[rank + 1]])
-        meeting.meet()
+        window.close()
         return
     longest = longest_of(blocks)  # of equal blocks; others the ranks would not agree on
     step = _exchanged(meeting.slot, n)
@@ -291,7 +292,7 @@ def _scatter(meeting: Meeting, task: Task) -> None:
     if (window := _window("scatter", meeting, task)) is not None:
         if task.own is not None:
             window.read(root, bounds[own], task.own)
-        meeting.meet()
+        window.close()
         return
     step = max(1, meeting.slot // meeting.world_size)
     for start in range(0, longest_of(bounds), step):
@@ -306,9 +307,15 @@ def _scatter(meeting: Meeting, task: Task) -> None:
 
 def _window(collective: str, meeting: Meeting, task: Task) -> Window | None:
     """If the blocks are so long that it pays, and it is possible."""
-    (least, most), longest = _READ[collective], longest_of(task.banks[0])
+    longest = longest_of(task.banks[0])
     array = task.spaces[0] if task.own is None else task.own
-    return meeting.window(array) if longest >= least and 1 < meeting.world_size <= most else None
+    return meeting.window(array) if reads(collective, meeting.world_size, longest) else None
+
+
+def reads(collective: str, n: int, block: int) -> bool:
+    """Whether blocks of so many bytes are read where they lie, if n cards can do that."""
+    least, most = _READ.get(collective, (inf, 0))
+    return block >= least and 1 < n <= most
 
 
 def _others(meeting: Meeting) -> Iterator[int]:
@@ -340,9 +347,8 @@ def takes_one_meeting(collective: str, algorithm: str, n: int, slot: int, block:
         case "reduce_scatter", "direct_ordered":
             return 0 < n * block <= slot and not is_relay(n, n * block)
         case (("all_gather" | "all_to_all" | "scatter"), "direct"):
-            least, most = _READ[collective]
             room = {"all_gather": slot, "all_to_all": _exchanged(slot, n), "scatter": slot // n}[collective]
-            return 0 < block <= room and not (block >= least and n <= most)
+            return 0 < block <= room and not reads(collective, n, block)
     return False
 
 

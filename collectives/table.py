@@ -57,6 +57,7 @@ class Table:
     Attributes:
         among_hosts: whether these cards are one host's, and others come between their meetings.
         board: where they meet.
+        windows: whether all can read all; None: that was not tried yet.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Table:
         self._patience, self._nap = _AMONG_HOSTS if among_hosts else _HERE
         self._waiting: list[int] | None = None  # while it sleeps: whom it needs, if all have come
         self._past = 0  # pieces of all relays before this one
-        self._windows: bool | None = None  # whether all can read all; None: that was not tried yet
+        self.windows: bool | None = None
 
     def _miss(self, host: Receive, error: OSError) -> NoReturn:
         """The board cannot be opened. Raises why: what the others say, if they say something."""
@@ -167,12 +168,12 @@ class Table:
 
     def window(self, array: Array) -> Window | None:
         """See Meeting. Raises what Mesh.wait raises."""
-        if self._windows is None:
-            self._windows = can_read_all(self)
-        return share(self, array, self._unreadable) if self._windows else None
+        if self.windows is None:
+            self.windows = can_read_all(self)
+        return share(self, array, self.unreadable) if self.windows else None
 
-    def _unreadable(self, rank: int, error: OSError) -> NoReturn:
-        """An array in a window cannot be read: its card is gone, most likely. Raises why."""
+    def unreadable(self, rank: int, error: OSError) -> NoReturn:
+        """A rank's array cannot be read where it lies: its card is gone, most likely. Raises why."""
         self.board.withdraw()
         (peer,) = self._asked([rank])
         self._lose(peer, f"rank {peer.peer}'s array cannot be read by rank {self._mesh.rank} ({error.strerror})")

@@ -32,11 +32,11 @@ class Meeting(Protocol):
 
 
 class Window:
-    """The arrays of all cards. Nobody changes its own before all have met again."""
+    """The arrays of all cards. Nobody changes its own before all have closed it."""
 
-    def __init__(self, told: Array, miss: Callable[[int, OSError], NoReturn]) -> None:
+    def __init__(self, meeting: Meeting, told: Array, miss: Callable[[int, OSError], NoReturn]) -> None:
         """`told`: a row a card: process and address; `miss` raises why a card's array cannot be read any more."""
-        self._told, self._miss = told.tolist(), miss
+        self._meeting, self._told, self._miss = meeting, told.tolist(), miss
 
     def read(self, rank: int, offset: int, into: Array) -> None:
         """Fill a contiguous array from byte `offset` of a card's on. Raises what `miss` does."""
@@ -45,6 +45,11 @@ class Window:
             peer_memory.read(pid, address + offset, into)
         except OSError as error:
             self._miss(rank, error)
+
+    def close(self) -> None:
+        """This card has read all it wants. Returns when the others have, too."""
+        self._meeting.begin()
+        self._meeting.meet()
 
 
 def can_read_all(meeting: Meeting) -> bool:
@@ -69,8 +74,8 @@ def _readable(row: Array) -> bool:
 
 
 def share(meeting: Meeting, array: Array, miss: Callable[[int, OSError], NoReturn]) -> Window:
-    """Tell the others where a contiguous array lies, and be told theirs. Takes a meeting; one more has to follow."""
+    """Tell the others where a contiguous array lies, and be told theirs. Takes a meeting, and its close another."""
     told = meeting.begin()[:, :16]
     told[meeting.rank].view(np.uint64)[:] = os.getpid(), array.ctypes.data
     meeting.meet()
-    return Window(told.copy().view(np.uint64), miss)
+    return Window(meeting, told.copy().view(np.uint64), miss)

@@ -48,7 +48,7 @@ static int read_call(const Seat *seat, PyObject *exchange, PyObject *given, Exch
     if (read_exchange(seat, exchange, count, what)) return -1;
     for (int i = 0; i < count; i++)
         if (read_array(PyTuple_GetItem(given, i), i == what->into, &arrays[i])) return -1;
-    return fits(seat, what, arrays);
+    return fits(seat, what, arrays) ? 0 : -1;
 }
 
 /* meet(tag, exchange, arrays, patience, seconds) -> bool: a whole meeting. False: not all have come in time, nothing is
@@ -94,7 +94,7 @@ static PyObject *seat_relay(PyObject *self, PyObject *const *args, Py_ssize_t na
     if (read_relay(seat, args[1], count, &what)) return NULL;
     for (int i = 0; i < count; i++)
         if (read_array(PyTuple_GetItem(args[2], i), i == what.into, &arrays[i])) return NULL;
-    if (relay_fits(&what, arrays) || relay(seat, (uint32_t)tag, &what, arrays, patience, seconds, late_for, args[5])) return NULL;
+    if (!relay_fits(&what, arrays) || relay(seat, (uint32_t)tag, &what, arrays, patience, seconds, late_for, args[5])) return NULL;
     Py_RETURN_NONE;
 }
 

@@ -276,15 +276,16 @@ static inline int read_array(PyObject *given, int writable, Array *array) {
     return 0;
 }
 
-/* Whether an exchange stays within its arrays. */
+/* Whether an array has so many bytes; none, number -1, is not asked for any. */
+static inline int has(const Array *arrays, int number, Py_ssize_t wanted) {
+    if (number < 0 || arrays[number].nbytes < 0 || wanted <= arrays[number].nbytes) return 1;
+    PyErr_Format(PyExc_ValueError, "the array has %zd bytes, fewer than %zd", arrays[number].nbytes, wanted);
+    return 0;
+}
+
+/* Whether an exchange stays within its arrays; or an error is set. */
 static inline int fits(const Seat *seat, const Exchange *what, const Array *arrays) {
-    Py_ssize_t there = what->give < 0 ? -1 : arrays[what->give].nbytes, wanted = what->start + what->given;
-    if (there < 0 || wanted <= there) {
-        there = what->into < 0 ? -1 : arrays[what->into].nbytes, wanted = what->at + taken(seat, what);
-        if (there < 0 || wanted <= there) return 0;
-    }
-    PyErr_Format(PyExc_ValueError, "the array has %zd bytes, fewer than %zd", there, wanted);
-    return -1;
+    return has(arrays, what->give, what->start + what->given) && has(arrays, what->into, what->at + taken(seat, what));
 }
 
 #endif

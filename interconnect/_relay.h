@@ -145,13 +145,9 @@ static inline int read_relay(const Seat *seat, PyObject *given, Py_ssize_t count
     return -1;
 }
 
-#define FITS(ARRAYS, NUMBER, WANTED) ((ARRAYS)[NUMBER].nbytes < 0 || (WANTED) <= (ARRAYS)[NUMBER].nbytes)
-
-/* Whether a relay stays within its arrays. */
+/* Whether a relay stays within its arrays; or an error is set. */
 static inline int relay_fits(const Relay *what, const Array *arrays) {
-    if (FITS(arrays, what->array, what->size) && FITS(arrays, what->into, what->last - what->first)) return 0;
-    PyErr_Format(PyExc_ValueError, "an array has fewer bytes than the %zd of the relay", what->size);
-    return -1;
+    return has(arrays, what->array, what->size) && has(arrays, what->into, what->last - what->first);
 }
 
 #endif

@@ -55,3 +55,25 @@ class Relay(NamedTuple):
     last: int
     piece: int
     window: int
+
+
+class Reading(NamedTuple):
+    """What a card reads of the others' arrays where they lie, between two meetings. Everything else in bytes.
+
+    Attributes:
+        show, shown: number of the array that the others read, and how much of it; -1: none of this card's.
+        into: number of the array that is filled; this card's own part is copied, if it is not there already.
+        root: whose array alone is read; -1: all cards' are, one after the other.
+        offset, apart: where rank 0's part begins in its array, and how much later the next rank's does in its own.
+        stride: how much later the next rank's part is put.
+        nbytes: of a part.
+    """
+
+    show: int
+    shown: int
+    into: int
+    root: int
+    offset: int
+    apart: int
+    stride: int
+    nbytes: int
