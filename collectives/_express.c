@@ -152,17 +152,18 @@ static int meet(Lane *lane, uint32_t tag, const Exchange *what, const Array *arr
 /* All tell where their arrays lie; each reads; nobody changes its own before all have read. */
 static int meet_and_read(Lane *lane, uint32_t tag, const Reading *what, const Array *arrays, const Turn *turn) {
     Seat *seat = (Seat *)lane->knows[SEAT];
-    Told own = {(uint64_t)getpid(), what->show < 0 ? 0 : (uintptr_t)arrays[what->show].address};
-    Array words[2] = {{(uint8_t *)&own, sizeof own}, {(uint8_t *)lane->told, seat->world_size * sizeof own}};
-    const Exchange telling = {.give = 0, .given = sizeof own, .into = 1, .nbytes = sizeof own, .root = -1};
+    Py_ssize_t n = seat->world_size, row = n * sizeof(Told);
+    Array tables[2] = {{(uint8_t *)lane->told, row, NULL}, {(uint8_t *)(lane->told + n), row, NULL}};
+    const Exchange telling = {.give = 0, .given = row, .into = 1, .offset = seat->rank * sizeof(Told), .nbytes = sizeof(Told), .root = -1};
     const Exchange nothing = {.give = -1, .into = -1, .root = -1};
     Py_ssize_t whom = 0;
     int error;
-    if (meet(lane, tag, &telling, words, turn)) return -1;
+    tell_all(seat, what, arrays, lane->told);
+    if (meet(lane, tag, &telling, tables, turn)) return -1;
     Py_BEGIN_ALLOW_THREADS
-    error = read_all(seat, what, lane->told, arrays, &whom);
+    error = read_all(seat, what, lane->told + n, arrays, &whom);
     Py_END_ALLOW_THREADS
-    if (!error) return meet(lane, tag, &nothing, words, turn);
+    if (!error) return meet(lane, tag, &nothing, tables, turn);
     unsigned long long number = turn->number;
     return do_it(PyObject_CallFunction(lane->knows[UNREADABLE], "Kdni", number, turn->started, whom, error));
 }
@@ -244,19 +245,35 @@ static int carry_out(Lane *lane, const Array *arrays) {
     return failed;
 }
 
-/* run(*arrays, into=...) -> bool: see Express.run. */
-static PyObject *lane_run(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords) {
+/* Read an array of a call, or a bytes object with the addresses of its parts. 0: it has to go the long way, which says what
+ * is wrong with it, or makes a copy. */
+static int read_operand(Lane *lane, int i, PyObject *given, Array *array) {
+    Seat *seat = (Seat *)lane->knows[SEAT];
+    if (!PyBytes_Check(given)) {
+        if (read_array(given, lane->writable >> i & 1, array) == 0) return array->address != NULL || !lane->record.nbytes;
+        PyErr_Clear();
+        return 0;
+    }
+    if (lane->meetings != 1 || !may_lie_in_parts(seat, &lane->moves[0], i)) return 0;
+    if (PyBytes_Size(given) != seat->world_size * (Py_ssize_t)sizeof array->parts[0]) return 0;
+    array->parts = (uint8_t *const *)PyBytes_AsString(given), array->nbytes = -1, array->address = NULL;
+    for (Py_ssize_t r = 0; r < seat->world_size; r++)
+        if (array->parts[r] == NULL) return 0;
+    return 1;
+}
+
+/* run(*arrays) -> bool: see Express.run. An array is given as in read_operand; an address is of one in one piece. */
+static PyObject *lane_run(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     Lane *lane = (Lane *)self;
+    Seat *seat = (Seat *)lane->knows[SEAT];
     Array arrays[MOST];
-    Py_ssize_t given = nargs + (keywords == NULL ? 0 : PyTuple_Size(keywords));
-    if (given < lane->arrays) Py_RETURN_FALSE;
+    if (nargs < lane->arrays) Py_RETURN_FALSE;
     for (int i = 0; i < lane->arrays; i++)
-        if (read_array(args[i], lane->writable >> i & 1, &arrays[i])) {
-            PyErr_Clear(); /* the long way says what is wrong with it, or makes a copy */
-            Py_RETURN_FALSE;
-        }
-    for (int i = 0; i < lane->meetings; i++)
-        if (!move_fits((Seat *)lane->knows[SEAT], &lane->moves[i], arrays)) return NULL;
+        if (!read_operand(lane, i, args[i], &arrays[i])) Py_RETURN_FALSE;
+    for (int i = 0; i < lane->meetings; i++) {
+        if (!move_fits(seat, &lane->moves[i], arrays)) return NULL;
+        if (!move_lies_apart(seat, &lane->moves[i], arrays)) Py_RETURN_FALSE;
+    }
     if (do_it(PyObject_CallNoArgs(lane->knows[ACQUIRE]))) return NULL;
     int way = in_the_way(lane);
     if (!way) way = carry_out(lane, arrays);
@@ -269,7 +286,7 @@ static PyObject *lane_run(PyObject *self, PyObject *const *args, Py_ssize_t narg
 }
 
 static PyMethodDef methods[] = {
-    {"run", (PyCFunction)(void (*)(void))lane_run, METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"run", (PyCFunction)(void (*)(void))lane_run, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot slots[] = {

@@ -40,7 +40,7 @@ typedef struct {
     PyObject *knows[KNOWN];
     Py_buffer memory; /* the recorder's */
     Move moves[MOST_MEETINGS];
-    Told *told;                       /* a card: room for what they tell in a reading */
+    Told *told;                       /* of a reading: what it tells the others, and they it; or NULL */
     int meetings, arrays, writable;   /* writable: a bit for each array */
     uint32_t crc;
     uint16_t recorded;
@@ -57,6 +57,25 @@ static int move_fits(const Seat *seat, const Move *move, const Array *arrays) {
     case READ: return reading_fits(seat, &move->reading, arrays);
     default: return fits(seat, &move->exchange, arrays);
     }
+}
+
+/* Whether nothing that is still to be read is filled before. */
+static int move_lies_apart(const Seat *seat, const Move *move, const Array *arrays) {
+    switch (move->kind) {
+    case RELAY: return relay_lies_apart(&move->relay, arrays);
+    case READ: return lies_apart(seat, &move->reading, arrays);
+    default: return 1; /* it gives everything before it takes anything */
+    }
+}
+
+/* Whether an array may lie in parts, one a card. */
+static int may_lie_in_parts(const Seat *seat, const Move *move, int array) {
+    const Exchange *exchange = &move->exchange;
+    const Reading *reading = &move->reading;
+    if (move->kind == READ) return array == reading->show ? reading->step > 0 : reading->root < 0;
+    if (move->kind == RELAY || exchange->give == exchange->into) return 0;
+    if (array == exchange->give) return exchange->start == 0 && exchange->given == exchange->nbytes * seat->world_size;
+    return exchange->at == 0 && !exchange->kind && exchange->root < 0 && !exchange->longer;
 }
 
 /* Read a move, which is a tuple of numbers. Returns the number of the array that it fills, -1: none; -2: an error is set. */
@@ -136,6 +155,10 @@ static int read_moves(Lane *lane) {
     for (int i = 0; i < lane->meetings; i++) {
         int into = read_move((Seat *)lane->knows[SEAT], PyTuple_GetItem(moves, i), lane->arrays, &lane->moves[i]);
         if (into < -1) return -1;
+        if (lane->moves[i].kind == READ && lane->told == NULL) {
+            lane->told = PyMem_Calloc(2 * ((Seat *)lane->knows[SEAT])->world_size, sizeof(Told));
+            if (lane->told == NULL) return -1;
+        }
         if (into >= 0) lane->writable |= 1 << into;
     }
     return 0;
@@ -154,7 +177,6 @@ static int set_up(Lane *lane, PyObject *keywords) {
         return -1;
     }
     if (find_numbers(lane, keywords) || read_moves(lane)) return -1;
-    if ((lane->told = PyMem_Calloc(((Seat *)k[SEAT])->world_size, sizeof(Told))) == NULL) return -1;
     lane->record.nbytes = PyLong_AsUnsignedLongLong(k[NBYTES]);
     lane->record.state = WAITING, lane->record.group = lane->recorded;
     return PyErr_Occurred() ? -1 : copy_words(k[LABEL], lane->record.text, sizeof lane->record.text);

@@ -158,12 +158,10 @@ class Communicator(CommunicatorBase):
         """Every rank's array on every rank: `out` of shape (n, *array.shape), made if it is not given."""
         opts, target = Options.of("all_gather", algorithm, timeout), blocks_like(checked(array), self.world_size, out)
         key = None
-        if not async_op and opts is NO_OPTIONS and lies_flat(target) and not self._engine.worker.outstanding:
+        if not async_op and opts is NO_OPTIONS and lies_flat(target):
             express = self._expresses.get(key := ("all_gather", array.dtype, array.size))
-            if express is not None:
-                target[self.rank] = array
-                if express.run(target):
-                    return target
+            if express is not None and express.run(array, target):
+                return target
         text = label(array)
 
         def action() -> Array:
@@ -195,7 +193,7 @@ class Communicator(CommunicatorBase):
         key = None
         if not async_op and opts is NO_OPTIONS and lies_flat(array) and (out is None or lies_apart(out, array)):
             express = self._expresses.get(key := ("reduce_scatter", op, array.dtype, array.size))
-            if express is not None and express.run(array, into=target):
+            if express is not None and express.run(array, target):
                 return target
         operation_, text = operation(op, array.dtype), label(array)
         taking = lies_apart(target, array) and operation_.wide == array.dtype

@@ -58,7 +58,7 @@ def moves_for(prepared: Prepared, table: Table, op: Operation | None) -> Moves:
         case "gather" | "reduce" if kind or call.collective == "gather":
             return (Exchange(give=0, given=block),)
         case "all_gather":
-            return (Exchange(give=0, start=own, given=block, into=0, nbytes=block),)
+            return (Exchange(give=0, given=block, into=1, nbytes=block),)
         case "all_to_all":
             return (Exchange(give=0, given=nbytes, into=1, offset=own, nbytes=block),)
         case "all_reduce" if kind:
@@ -91,14 +91,14 @@ def _relay(table: Table, nbytes: int, itemsize: int, kind: int, into: int, bound
 
 def _reading(collective: str, n: int, rank: int, root: int, block: int) -> Reading:
     """Each card takes what it wants from where it lies."""
-    all_blocks = n * block
     match collective:
         case "all_gather":
-            return Reading(0, all_blocks, 0, -1, 0, block, block, block)
+            return Reading(show=0, shown=block, start=0, step=0, into=1, root=-1, stride=block, nbytes=block)
         case "all_to_all":
-            return Reading(0, all_blocks, 1, -1, rank * block, 0, block, block)
-    own, into = ((0, all_blocks), 1) if rank == root else ((-1, 0), 0)  # a scatter
-    return Reading(*own, into, root, rank * block, 0, 0, block)
+            return Reading(show=0, shown=n * block, start=0, step=block, into=1, root=-1, stride=block, nbytes=block)
+        case "scatter" if rank == root:
+            return Reading(show=0, shown=n * block, start=0, step=block, into=1, root=root, stride=0, nbytes=block)
+    return Reading(show=-1, shown=0, start=0, step=0, into=0, root=root, stride=0, nbytes=block)
 
 
 def _leaders(n: int, rank: int, nbytes: int, kind: int, slot: int) -> Moves:

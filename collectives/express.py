@@ -48,6 +48,7 @@ class Host(Protocol):
     ledger: Ledger
     timeout: float
     last: Choice | None
+    rank: int
     world_size: int
 
     def fail(self, error: BaseException, text: str) -> None: ...
@@ -133,12 +134,12 @@ class Express:
         self._engine, self._table, self._prepared, self._op, self._moves = engine, table, prepared, op, moves
         self._caller, self._row = Caller(), row_of(engine, prepared)
 
-    def run(self, *arrays: Array, into: Array | None = None) -> bool:
+    def run(self, *arrays: Array) -> bool:
         """Carry the call out.
 
         Args:
-            arrays: what a communicator's method of this name is given, in whole; the way knows its lengths.
-            into: where this rank's block of a reduce_scatter goes.
+            arrays: what a communicator's method of this name is given, in whole, and then its `out`, if that is another
+                array; the way knows their lengths.
         Returns:
             False, and has done nothing, if something is in the way, such as calls that were issued before, or an array
             that is not contiguous.
@@ -161,7 +162,7 @@ class Express:
                     elif isinstance(move, Exchange):
                         self._table.exchange(prepared.where.text, sequence, engine.timeout, start, move, spaces)
                 if not self._moves:
-                    self._meet(spaces, sequence, None if into is None else into.reshape(-1))
+                    self._meet(spaces, sequence)
             except BaseException as error:
                 failed(engine, prepared.call.collective, error)
                 raise
@@ -169,6 +170,10 @@ class Express:
                 engine.meeting = 0
             self._count(start)
         return True
+
+    @property
+    def reduces(self) -> bool:
+        return self._op is not None
 
     def _count(self, start: float) -> None:
         """The call that had begun at `start` has ended well."""
@@ -186,8 +191,14 @@ class Express:
         with np.errstate(all="ignore"):  # an overflow is a result, the same on every rank
             run(prepared.plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
 
-    def _meet(self, spaces: Sequence[Array], sequence: int, into: Array | None) -> None:
+    def _meet(self, spaces: Sequence[Array], sequence: int) -> None:
         prepared, op, seconds = self._prepared, self._op, self._engine.timeout
+        into = None
+        match prepared.call.collective:
+            case "all_gather":
+                spaces = own_in_place(spaces, self._engine.rank)
+            case "reduce_scatter":
+                *spaces, into = spaces
         assert prepared.fused is not None
         self._table.call(prepared.where.text, sequence, seconds)
         reduce, plan = None if op is None else op.ufunc, prepared.plan
@@ -197,6 +208,13 @@ class Express:
             prepared.fused(self._table, Task(spaces, prepared.banks, reduce, prepared.call.root, across, into))
         if op is not None and prepared.call.collective in ("all_reduce", "reduce_scatter"):
             op.finish(spaces[0] if into is None else into, self._engine.world_size)
+
+
+def own_in_place(spaces: Sequence[Array], rank: int) -> Sequence[Array]:
+    """The arrays of an all_gather on which a plan runs: the second one, with this rank's block of the first."""
+    own, out = spaces
+    out[rank * own.size : (rank + 1) * own.size] = own
+    return (out,)
 
 
 ShortWay: TypeAlias = "Express | Lane"

@@ -13,7 +13,7 @@ import numpy as np
 from superpod.collectives.arrays import lies_flat
 from superpod.collectives.call import Prepared
 from superpod.collectives.execute import Array, room_for, run
-from superpod.collectives.express import Express, Host, failed, row_of
+from superpod.collectives.express import Express, Host, failed, own_in_place, row_of
 from superpod.collectives.operations import Operation
 from superpod.collectives.places import Caller
 
@@ -36,8 +36,8 @@ class MessageExpress(Express):
         """Whether calls like this one, which is not fused, can go the short way."""
         return prepared.call.collective in _COLLECTIVES
 
-    def run(self, *arrays: Array, into: Array | None = None) -> bool:
-        """As of an Express; there is no `into`."""
+    def run(self, *arrays: Array) -> bool:
+        """As of an Express."""
         if not all(map(lies_flat, arrays)):
             return False
         engine, prepared, op = self._engine, self._prepared, self._op
@@ -64,5 +64,7 @@ class MessageExpress(Express):
 
     def _spaces(self, arrays: Sequence[Array]) -> Sequence[Array]:
         flat = [array if array.ndim == 1 else array.reshape(-1) for array in arrays]
-        spaces = flat if self._op is not None else [array.view(np.uint8) for array in flat]
+        spaces: Sequence[Array] = flat if self._op is not None else [array.view(np.uint8) for array in flat]
+        if self._prepared.call.collective == "all_gather":
+            spaces = own_in_place(spaces, self._engine.rank)
         return room_for(self._prepared.plan, spaces, apart=False)

@@ -6,7 +6,7 @@ schedule's order, so the results are the same bits as those of `execute`. Long a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 
 import numpy as np
@@ -24,7 +24,7 @@ _EXCHANGED = (
     512 << 10,
 )  # bytes for one card, and of one card: larger pieces leave the cache before they are read
 _PAIR = 1 << 20  # bytes of a piece between two cards
-_READ = {"all_to_all": (64 << 10, 1 << 16), "all_gather": (512 << 10, 16), "scatter": (256 << 10, 1 << 16)}
+_READ = {"all_to_all": (64 << 10, 1024), "all_gather": (512 << 10, 16), "scatter": (256 << 10, 1024)}
 """Bytes of a block from which on it is read where it lies, and the cards up to which that takes less time."""
 
 
@@ -244,9 +244,9 @@ def _reduce_scatter(meeting: Meeting, task: Task) -> None:
 
 def _all_gather(meeting: Meeting, task: Task) -> None:
     array, bounds, own = task.spaces[0], task.banks[0], meeting.rank
-    if (window := _window("all_gather", meeting, task)) is not None:
+    if (window := _window("all_gather", meeting, task, [bounds[own]] * meeting.world_size)) is not None:
         for rank in _others(meeting):
-            window.read(rank, bounds[rank], array[bounds[rank] : bounds[rank + 1]])
+            window.read(rank, array[bounds[rank] : bounds[rank + 1]])
         window.close()
         return
     for start in range(0, longest_of(bounds), meeting.slot):
@@ -259,10 +259,10 @@ def _all_gather(meeting: Meeting, task: Task) -> None:
 
 def _all_to_all(meeting: Meeting, task: Task) -> None:
     (array, out), (blocks, places), n, own = task.spaces, task.banks, meeting.world_size, meeting.rank
-    if (window := _window("all_to_all", meeting, task)) is not None:
+    if (window := _window("all_to_all", meeting, task, blocks[:n])) is not None:
         out[places[own] : places[own + 1]] = array[blocks[own] : blocks[own + 1]]
         for rank in _others(meeting):
-            window.read(rank, blocks[own], out[places[rank] : places[rank + 1]])
+            window.read(rank, out[places[rank] : places[rank + 1]])
         window.close()
         return
     longest = longest_of(blocks)  # of equal blocks; others the ranks would not agree on
@@ -289,9 +289,10 @@ def _gather(meeting: Meeting, task: Task) -> None:
 def _scatter(meeting: Meeting, task: Task) -> None:
     """All blocks lie in the root's slot, which has its own already."""
     bounds, own, root = task.banks[0], meeting.rank, task.root
-    if (window := _window("scatter", meeting, task)) is not None:
+    starts = bounds[:-1] if own == root else [0] * meeting.world_size
+    if (window := _window("scatter", meeting, task, starts)) is not None:
         if task.own is not None:
-            window.read(root, bounds[own], task.own)
+            window.read(root, task.own)
         window.close()
         return
     step = max(1, meeting.slot // meeting.world_size)
@@ -305,11 +306,11 @@ def _scatter(meeting: Meeting, task: Task) -> None:
             part[...] = rows[own, : part.size]
 
 
-def _window(collective: str, meeting: Meeting, task: Task) -> Window | None:
-    """If the blocks are so long that it pays, and it is possible."""
+def _window(collective: str, meeting: Meeting, task: Task, starts: Sequence[int]) -> Window | None:
+    """If the blocks are so long that it pays, and it is possible. `starts`: where that for each rank begins."""
     longest = longest_of(task.banks[0])
     array = task.spaces[0] if task.own is None else task.own
-    return meeting.window(array) if reads(collective, meeting.world_size, longest) else None
+    return meeting.window(array, starts) if reads(collective, meeting.world_size, longest) else None
 
 
 def reads(collective: str, n: int, block: int) -> bool:

@@ -27,8 +27,8 @@ class Meeting(Protocol):
         """Return when all have written. Other slots are begun only by who has read what it wanted of these."""
         ...
 
-    def window(self, array: Array) -> Window | None:
-        """Let the others read an array where it lies, until all meet again; None on all cards if one of them cannot."""
+    def window(self, array: Array, starts: Sequence[int]) -> Window | None:
+        """Let each card read an array where it lies, from byte `starts[rank]` on; None on all if one of them cannot."""
         ...
 
     def relay(self, pieces: int) -> Array:

@@ -83,7 +83,7 @@ BOARD: Mapping[str, tuple[Rule, ...]] = {  # where all cards meet on a board; fo
     "broadcast": (Rule(256, MAX, "direct"),),
     "reduce": (Rule(256, MAX, "star"),),
     "all_gather": (Rule(256, MAX, "direct"),),
-    "reduce_scatter": (Rule(2, MAX, "direct"), Rule(256, MAX, "direct_ordered")),
+    "reduce_scatter": (Rule(256, MAX, "direct_ordered"),),
     "all_to_all": (Rule(256, MAX, "direct"),),
     "gather": (Rule(256, MAX, "direct"),),
     "scatter": (Rule(256, MAX, "direct"),),

@@ -166,11 +166,11 @@ class Table:
         if not self.board.watch(wanted, *self._patience):
             self._wait(partial(self.board.sleep, wanted), [])
 
-    def window(self, array: Array) -> Window | None:
+    def window(self, array: Array, starts: Sequence[int]) -> Window | None:
         """See Meeting. Raises what Mesh.wait raises."""
         if self.windows is None:
             self.windows = can_read_all(self)
-        return share(self, array, self.unreadable) if self.windows else None
+        return share(self, array, starts, self.unreadable) if self.windows else None
 
     def unreadable(self, rank: int, error: OSError) -> NoReturn:
         """A rank's array cannot be read where it lies: its card is gone, most likely. Raises why."""

@@ -15,8 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from superpod.collectives.engine import Engine
+from superpod.collectives.flat import Options
 from superpod.collectives.messages import SMALL, Form
+from superpod.collectives.operations import Operation
+from superpod.collectives.torch_backend_express import Operand, run_short
 from superpod.collectives.torch_backend_monitored import monitored_barrier
+from superpod.collectives.torch_backend_options import GROUPS_OWN
 from superpod.collectives.torch_backend_tensors import Bytes, check, label, source
 from superpod.collectives.torch_backend_work import ENDED, Block, JointWork, TorchWork
 from superpod.interconnect.errors import InvalidValue, RemoteError
@@ -225,6 +229,19 @@ class GroupBase(dist.ProcessGroup):
         return work if (block := self._block) is None or not block.is_mine() else block.add(work)
 
     # For the collectives
+
+    def _by_express(self, key: Any, opts: Any, *operands: Operand) -> bool:
+        """Whether a call of a kind that has been kept under this key has gone a short way."""
+        if self._block is not None or (way := self._engine.expresses.get(key)) is None:
+            return False
+        done = run_short(way, opts, *operands)
+        self._issued += done
+        return done
+
+    def _keep(self, key: Any, limit: Options, op: Operation | None = None) -> None:
+        """Keep a short way for calls like the one that has just run; no key: none. `op`: how it reduced, if it did."""
+        if key is not None and limit is GROUPS_OWN:
+            self._engine.keep(key, op)
 
     def _at_once(self, opts: Any) -> bool:
         """Whether a call with these options of torch's has ended when it returns, and is in no coalescing block."""

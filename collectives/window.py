@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from superpod.collectives.execute import Array
 from superpod.interconnect import peer_memory
 
 _TOKEN = 16  # bytes
-_ROW = 16 + _TOKEN  # bytes that a card tells: process, address, token
+_TOLD = 16  # bytes that a card tells another: process, address
 
 
 class Meeting(Protocol):
@@ -35,14 +35,18 @@ class Window:
     """The arrays of all cards. Nobody changes its own before all have closed it."""
 
     def __init__(self, meeting: Meeting, told: Array, miss: Callable[[int, OSError], NoReturn]) -> None:
-        """`told`: a row a card: process and address; `miss` raises why a card's array cannot be read any more."""
+        """Arguments:
+
+        told: a row a card: its process, and where lies what this one reads.
+        miss: raises why a card's array cannot be read any more.
+        """
         self._meeting, self._told, self._miss = meeting, told.tolist(), miss
 
-    def read(self, rank: int, offset: int, into: Array) -> None:
-        """Fill a contiguous array from byte `offset` of a card's on. Raises what `miss` does."""
+    def read(self, rank: int, into: Array) -> None:
+        """Fill a contiguous array with what a card has shown to this one. Raises what `miss` does."""
         pid, address = self._told[rank]
         try:
-            peer_memory.read(pid, address + offset, into)
+            peer_memory.read(pid, address, into)
         except OSError as error:
             self._miss(rank, error)
 
@@ -57,10 +61,10 @@ def can_read_all(meeting: Meeting) -> bool:
     peer_memory.consent()
     token = np.frombuffer(secrets.token_bytes(_TOKEN), np.uint8)
     slots, own = meeting.begin(), meeting.rank
-    slots[own, :16].view(np.uint64)[:] = os.getpid(), token.ctypes.data
-    slots[own, 16:_ROW] = token
+    slots[own, :_TOLD].view(np.uint64)[:] = os.getpid(), token.ctypes.data
+    slots[own, _TOLD : _TOLD + _TOKEN] = token
     meeting.meet()
-    rows = slots[:, :_ROW].copy()
+    rows = slots[:, : _TOLD + _TOKEN].copy()
     can = all(_readable(row) for rank, row in enumerate(rows) if rank != own)
     answers = meeting.begin()
     answers[own, 0] = can
@@ -69,13 +73,17 @@ def can_read_all(meeting: Meeting) -> bool:
 
 
 def _readable(row: Array) -> bool:
-    pid, address = row[:16].view(np.uint64).tolist()
-    return peer_memory.readable(pid, address, row[16:].tobytes())
+    pid, address = row[:_TOLD].view(np.uint64).tolist()
+    return peer_memory.readable(pid, address, row[_TOLD:].tobytes())
 
 
-def share(meeting: Meeting, array: Array, miss: Callable[[int, OSError], NoReturn]) -> Window:
-    """Tell the others where a contiguous array lies, and be told theirs. Takes a meeting, and its close another."""
-    told = meeting.begin()[:, :16]
-    told[meeting.rank].view(np.uint64)[:] = os.getpid(), array.ctypes.data
+def share(meeting: Meeting, array: Array, starts: Sequence[int], miss: Callable[[int, OSError], NoReturn]) -> Window:
+    """Show every card a part of a contiguous array, from byte `starts[rank]` on, and be shown theirs.
+
+    Takes a meeting, and its close another.
+    """
+    n, own, slots = meeting.world_size, meeting.rank, meeting.begin()
+    table = slots[own, : n * _TOLD].view(np.uint64).reshape(n, 2)
+    table[:, 0], table[:, 1] = os.getpid(), array.ctypes.data + np.array(starts, np.uint64)
     meeting.meet()
-    return Window(meeting, told.copy().view(np.uint64), miss)
+    return Window(meeting, slots[:, own * _TOLD : (own + 1) * _TOLD].copy().view(np.uint64), miss)

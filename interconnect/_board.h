@@ -33,7 +33,7 @@ typedef struct {
     uint8_t *slots[2];
 } Seat;
 
-/* What a card gives at a meeting and takes from it; see Exchange in board.py. */
+/* What a card gives at a meeting and takes from it; see Exchange in exchange.py. */
 typedef struct {
     int give, kind, into, root, longer;
     Py_ssize_t start, given, at, offset, nbytes, more;
@@ -41,8 +41,14 @@ typedef struct {
 
 typedef struct {
     uint8_t *address;
-    Py_ssize_t nbytes; /* -1: a caller who gives an address answers for what lies there */
+    Py_ssize_t nbytes;     /* -1: a caller who gives an address answers for what lies there */
+    uint8_t *const *parts; /* where its parts lie, of one length, one a card; NULL: it lies in one piece */
 } Array;
+
+/* Where a card's part lies, which begins at `start` if all lie in one piece. */
+static inline uint8_t *part(const Array *array, Py_ssize_t rank, Py_ssize_t start) {
+    return array->parts != NULL ? array->parts[rank] : array->address + start;
+}
 
 static inline uint64_t *seat_state(const Seat *seat) { return seat->state.buf; }
 
@@ -182,17 +188,18 @@ static inline Py_ssize_t taken(const Seat *seat, const Exchange *what) {
 /* All have come: take what is wanted, the sum of the slots, or what lies in that of `root`, or in all of them. */
 static inline void take(const Seat *seat, const Exchange *what, const Array *arrays) {
     if (what->into < 0) return;
-    uint8_t *into = arrays[what->into].address + what->at;
+    const Array *array = &arrays[what->into];
+    Py_ssize_t at = what->at;
     const uint8_t *slots = seat->slots[seat_state(seat)[SET] & 1] + what->offset;
     if (what->kind)
-        fold(seat, slots, what->kind, into, what->nbytes);
+        fold(seat, slots, what->kind, array->address + at, what->nbytes);
     else if (what->root >= 0)
-        memcpy(into, slots + what->root * seat->slot, what->nbytes);
+        memcpy(array->address + at, slots + what->root * seat->slot, what->nbytes);
     else
         for (Py_ssize_t r = 0; r < seat->world_size; r++) {
             Py_ssize_t some = what->nbytes + (r < what->longer ? what->more : 0);
-            copy(into, slots + r * seat->slot, some, what->nbytes * seat->world_size * seat->world_size);
-            into += some;
+            copy(part(array, r, at), slots + r * seat->slot, some, what->nbytes * seat->world_size * seat->world_size);
+            at += some;
         }
 }
 
@@ -205,14 +212,17 @@ static inline uint8_t *next_slots(Seat *seat, uint32_t tag) {
     return seat->slots[state[SET] & 1];
 }
 
+static inline void give(const Seat *seat, const Exchange *what, const Array *array, uint8_t *slot) {
+    Py_ssize_t n = seat->world_size, pieces = array->parts != NULL ? n : 1, some = what->given / pieces;
+    for (Py_ssize_t r = 0; r < pieces; r++) copy(slot + r * some, part(array, r, what->start), some, what->given * n);
+}
+
 /* A whole meeting, but for the wait of one whose others are late: give, come, watch, and take if all have come. */
 static inline int exchange(Seat *seat, uint32_t tag, const Exchange *what, const Array *arrays, double patience, double seconds) {
     uint8_t *room = next_slots(seat, tag);
     int half = seat_state(seat)[MEETINGS] & 1;
     uint64_t stamp = seat_state(seat)[STAMP];
-    if (what->give >= 0)
-        copy(room + seat->rank * seat->slot, arrays[what->give].address + what->start, what->given,
-             what->given * seat->world_size);
+    if (what->give >= 0) give(seat, what, &arrays[what->give], room + seat->rank * seat->slot);
     int here = stamp_and_look(seat, half, stamp);
     if (!here) {
         Py_BEGIN_ALLOW_THREADS
@@ -242,7 +252,7 @@ static inline int size_of(PyObject *value, Py_ssize_t most, Py_ssize_t *result) 
     return -1;
 }
 
-/* Read an Exchange of board.py, whose arrays are `count`. */
+/* Read an Exchange of exchange.py, whose arrays are `count`. */
 static inline int read_exchange(const Seat *seat, PyObject *given, Py_ssize_t count, Exchange *what) {
     PyObject *field[11];
     int n = (int)seat->world_size, most = (int)count - 1;
@@ -265,6 +275,7 @@ static inline int read_exchange(const Seat *seat, PyObject *given, Py_ssize_t co
 
 /* An array is given as its address, or as an object with a contiguous buffer, which its owner keeps alive. */
 static inline int read_array(PyObject *given, int writable, Array *array) {
+    array->parts = NULL;
     if (PyLong_Check(given)) {
         array->address = PyLong_AsVoidPtr(given), array->nbytes = -1;
         return PyErr_Occurred() ? -1 : 0;

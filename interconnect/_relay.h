@@ -7,7 +7,7 @@
 enum { COUNT, BELL = 8, WANTED = 9, POST = 16 }; /* of a card's post, in words: how far it is; what it sleeps for */
 #define WINDOWS 4
 
-/* What a card does in a relay; see Relay in board.py. Bytes, but for `window`. */
+/* What a card does in a relay; see Relay in exchange.py. Bytes, but for `window`. */
 typedef struct {
     int kind, array, into;
     Py_ssize_t itemsize, size, first, last, piece, window;
@@ -129,7 +129,13 @@ static inline int relay(Seat *seat, uint32_t tag, const Relay *what, const Array
     return 0;
 }
 
-/* Read a Relay of board.py, whose arrays are `count`. */
+/* Whether what it fills is the array that is added itself, or lies apart from it. */
+static inline int relay_lies_apart(const Relay *what, const Array *arrays) {
+    const uint8_t *added = arrays[what->array].address, *filled = arrays[what->into].address;
+    return what->array == what->into || filled >= added + what->size || added >= filled + what->last - what->first;
+}
+
+/* Read a Relay of exchange.py, whose arrays are `count`. */
 static inline int read_relay(const Seat *seat, PyObject *given, Py_ssize_t count, Relay *what) {
     PyObject *field[9];
     int most = (int)count - 1, window;

@@ -62,18 +62,18 @@ class Reading(NamedTuple):
 
     Attributes:
         show, shown: number of the array that the others read, and how much of it; -1: none of this card's.
+        start, step: where in it the part for rank 0 begins, and how much later that for the next rank.
         into: number of the array that is filled; this card's own part is copied, if it is not there already.
         root: whose array alone is read; -1: all cards' are, one after the other.
-        offset, apart: where rank 0's part begins in its array, and how much later the next rank's does in its own.
         stride: how much later the next rank's part is put.
         nbytes: of a part.
     """
 
     show: int
     shown: int
+    start: int
+    step: int
     into: int
     root: int
-    offset: int
-    apart: int
     stride: int
     nbytes: int

@@ -56,8 +56,8 @@ class Seat:
         self._table.current = self._set
         self._table.barrier.wait()
 
-    def window(self, array: Any) -> Window | None:
-        return share(self, array, missed) if self.windows else None
+    def window(self, array: Any, starts: Any) -> Window | None:
+        return share(self, array, starts, missed) if self.windows else None
 
     def carry(self, *_: Any) -> bool:
         return False

@@ -1,0 +1,173 @@
+"""torch's calls on their short ways: what the first call does, the next ones do, however their tensors lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch_cards import TorchCards
+
+from superpod.collectives.express import Express
+from superpod.interconnect import board
+from superpod.interconnect.errors import InvalidValue
+
+pytestmark = pytest.mark.skipif(not board.possible(), reason="boards need x86-64, futex and memfd_create")
+
+CODES = ["compiled", "plain", "mixed"]
+COUNTS = (0, 1, 7, 5000, 150_001, 300_000)  # elements of a block: by one meeting, by several, read where they lie
+
+
+def set_code(rank: int, code: str) -> None:
+    """Without compiled code on all cards, or on every other one: in this process, which ends with the job."""
+    if code == "plain" or (code == "mixed" and rank % 2):
+        board.Seat = None  # type: ignore[assignment, misc]
+
+
+def on(torch_cards: TorchCards, n: int, card: Any, code: str, *args: Any) -> list[Any]:
+    if code != "plain" and board.Seat is None:
+        pytest.skip("superpod was installed without a C compiler")
+    return torch_cards(n, card, code, *args)
+
+
+def block(source: int, target: int, count: int, dtype: torch.dtype, turn: int) -> torch.Tensor:
+    """What a rank has for another: small whole numbers, whose sums every dtype here holds."""
+    return ((torch.arange(count) * (source + 2) + 3 * target + turn) % 11).to(dtype)
+
+
+def ways(group: Any) -> set[str]:
+    """The collectives that have a short way in compiled code."""
+    return {key[0] for key, way in group._engine.expresses.items() if not isinstance(way, Express)}
+
+
+def copies(rank: int, n: int, code: str, name: str) -> set[str]:
+    set_code(rank, code)
+    dtype = getattr(torch, name)
+    for count in COUNTS:
+        for turn in range(3):
+            root = (count + 1) % n
+            given = [block(rank, target, count, dtype, turn) for target in range(n)]
+            got = [block(source, rank, count, dtype, turn) for source in range(n)]
+            same = [block(source, 0, count, dtype, turn) for source in range(n)]
+            own = given[0].clone().requires_grad_(dtype.is_floating_point)
+
+            tensor = given[0].clone()
+            dist.broadcast(tensor, root)
+            assert torch.equal(tensor, same[root])
+            apart = [torch.zeros(count, dtype=dtype) for _ in range(n)]
+            dist.all_gather(apart, own)
+            assert all(map(torch.equal, apart, same))
+            whole = torch.zeros(n * count, dtype=dtype)
+            dist.all_gather_single(whole, own)
+            assert torch.equal(whole, torch.cat(same))
+            at_home = torch.zeros(n * count, dtype=dtype)  # its own block is in place already
+            at_home[rank * count : (rank + 1) * count] = given[0]
+            dist.all_gather_single(at_home, at_home[rank * count : (rank + 1) * count])
+            assert torch.equal(at_home, torch.cat(same))
+            crossed = torch.cat([given[0], torch.zeros(n * count, dtype=dtype)])  # where others' blocks go
+            dist.all_gather_single(crossed[: n * count], crossed[count // 2 : count // 2 + count].clone())
+            dist.all_to_all_single(whole, torch.cat(given))
+            assert torch.equal(whole, torch.cat(got))
+            apart = [torch.zeros(count, dtype=dtype) for _ in range(n)]
+            dist.gather(own, apart if rank == root else None, root)
+            assert rank != root or all(map(torch.equal, apart, same))
+            dist.scatter(tensor, given if rank == root else None, root)
+            assert torch.equal(tensor, block(root, rank, count, dtype, turn))
+            lists = [part.clone() for part in given]
+            dist.scatter(lists[rank] if rank == root else tensor, lists if rank == root else None, root)
+            assert torch.equal(lists[rank] if rank == root else tensor, block(root, rank, count, dtype, turn))
+            dist.barrier()
+    return ways(dist.group.WORLD)
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("n", [2, 5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
+def test_copies_again_and_again(torch_cards: TorchCards, n: int, code: str, dtype: str) -> None:
+    found = on(torch_cards, n, copies, code, dtype)
+    every = {"broadcast", "all_gather", "all_to_all", "gather", "scatter", "barrier"}
+    for rank, kept in enumerate(found):
+        assert kept == (every if code == "compiled" or (code == "mixed" and rank % 2 == 0) else set())
+
+
+def sums(rank: int, n: int, code: str, name: str) -> set[str]:
+    set_code(rank, code)
+    dtype = getattr(torch, name)
+    for count in COUNTS:
+        for turn in range(3):
+            root = (count + 1) % n
+            given = [block(rank, target, count, dtype, turn) for target in range(n)]
+            total = [sum(block(source, target, count, dtype, turn) for source in range(n)) for target in range(n)]
+
+            tensor = given[0].clone()
+            dist.all_reduce(tensor)
+            assert torch.equal(tensor, total[0])
+            tensor = given[0].clone()
+            dist.reduce(tensor, root)
+            assert torch.equal(tensor, total[0] if rank == root else given[0])
+            whole = torch.cat(given)
+            dist.reduce_scatter_single(tensor, whole)
+            assert torch.equal(tensor, total[rank])
+            assert torch.equal(whole, torch.cat(given))
+            tensor.zero_()
+            dist.reduce_scatter(tensor, given)
+            assert torch.equal(tensor, total[rank])
+            dist.reduce_scatter_single(whole[rank * count : (rank + 1) * count], whole)  # into its own input
+            assert torch.equal(whole[rank * count : (rank + 1) * count], total[rank])
+    return ways(dist.group.WORLD)
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("n", [2, 5])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bfloat16"])
+def test_sums_again_and_again(torch_cards: TorchCards, n: int, code: str, dtype: str) -> None:
+    found = on(torch_cards, n, sums, code, dtype)
+    every = {"all_reduce", "reduce", "reduce_scatter"} if dtype != "bfloat16" else set()
+    for rank, kept in enumerate(found):
+        assert kept == (every if code == "compiled" or (code == "mixed" and rank % 2 == 0) else set())
+
+
+def otherwise(rank: int, n: int) -> None:
+    """Calls of a length that has a short way, which cannot go it."""
+    group = dist.group.WORLD
+    count, dtype = 6, torch.float32
+    for _ in range(2):
+        dist.all_reduce(torch.ones(count))
+        dist.all_gather([torch.zeros(count) for _ in range(n)], torch.ones(count))
+        dist.scatter(torch.zeros(count), [torch.ones(count)] * n if rank == 0 else None, 0)
+    assert ways(group) == {"all_reduce", "all_gather", "scatter"}
+    begun = group._get_sequence_number_for_group()
+    strided = torch.ones(count, 2).T[0]
+    dist.all_reduce(strided)
+    assert strided.tolist() == [n] * count
+    into = torch.zeros(n, count, 2)
+    dist.all_gather([part[:, 0] for part in into], torch.full((count,), float(rank)))
+    assert into[:, :, 0].tolist() == [[float(r)] * count for r in range(n)]
+    assert not into[:, :, 1].any()
+    works = [dist.all_reduce(torch.ones(count), async_op=True) for _ in range(2)]
+    dist.all_reduce(last := torch.ones(count))
+    assert all(work.wait() for work in works)
+    assert last.tolist() == [n] * count
+    dist.broadcast(torch.zeros(count, dtype=dtype), 0)
+    assert group._get_sequence_number_for_group() == begun + 6
+    for call in (
+        lambda: dist.all_gather([torch.zeros(count)] * (n + 1), torch.ones(count)),
+        lambda: group.allgather([[torch.zeros(count, dtype=torch.int32)] * n], [torch.ones(count)], _sync()),
+        lambda: dist.all_gather_single(torch.zeros(count * n + 1), torch.ones(count)),
+    ):
+        with pytest.raises((InvalidValue, ValueError, RuntimeError)):
+            call()
+    dist.barrier()
+
+
+def _sync() -> Any:
+    opts = dist.distributed_c10d.AllgatherOptions()
+    opts.asyncOp = False
+    return opts
+
+
+def test_what_cannot_go_a_short_way_goes_the_long_one(torch_cards: TorchCards) -> None:
+    if board.Seat is None:
+        pytest.skip("superpod was installed without a C compiler")
+    torch_cards(2, otherwise)
