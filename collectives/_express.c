@@ -20,10 +20,8 @@ typedef struct { /* one call */
     PyObject *serial_object;
 } Turn;
 
-/* Whether a call would have to wait for something, or to look closer. */
-static int in_the_way_of_one(Lane *lane) {
-    int found = truth(lane->knows[WORKER], outstanding);
-    if (found) return found;
+/* Whether the group has failed, or its calls have to look closer. */
+static int group_in_the_way(Lane *lane) {
     PyObject *group = lane->knows[GROUP], *value = PyObject_GetAttr(group, name[failure]);
     if (value == NULL) return -1;
     Py_DECREF(value);
@@ -32,6 +30,12 @@ static int in_the_way_of_one(Lane *lane) {
     double at = PyFloat_AsDouble(value);
     Py_DECREF(value);
     return PyErr_Occurred() ? -1 : at < INFINITY;
+}
+
+/* Whether a call would have to wait for something, or to look closer. */
+static int in_the_way_of_one(Lane *lane) {
+    int found = truth(lane->knows[WORKER], outstanding);
+    return found ? found : group_in_the_way(lane);
 }
 
 /* The same for one that has not yet said that it meets. */
@@ -60,12 +64,17 @@ static int at_the_same_place(Lane *lane, int learn) {
 }
 
 /* What is kept of a place: its words for the record, and between which frames it was found. */
-static int learn_place(Lane *lane, PyObject *place) {
+static int learn_words(Lane *lane, PyObject *place) {
     PyObject *words = PyObject_CallFunctionObjArgs(lane->knows[WORDS], place, NULL);
     if (words == NULL) return -1;
     int failed = copy_words(words, lane->record.place, sizeof lane->record.place);
     Py_DECREF(words);
     replace(&lane->library, NULL), replace(&lane->code, NULL); /* nothing is the same as these */
+    return failed;
+}
+
+static int learn_place(Lane *lane, PyObject *place) {
+    int failed = learn_words(lane, place);
     if (failed || place == Py_None) return failed;
     PyObject *caller = PyObject_GetAttrString(lane->knows[PLACE], "__self__"), *code = PyTuple_GetItem(place, 0);
     uint64_t how_deep;
@@ -223,16 +232,9 @@ static void give_up(Lane *lane, Turn *turn) {
     PyErr_Restore(type, error, trace);
 }
 
-/* 0: done; 1: something is in the way; -1: it has failed. */
-static int carry_out(Lane *lane, const Array *arrays) {
-    Turn turn = {0};
-    if (set_whole(lane->knows[ENGINE], meeting, PyThread_get_thread_ident())) return -1; /* whoever interrupts it is told */
-    if (!at_the_same_place(lane, 0)) {
-        PyErr_Clear();
-        int way = find_place(lane) ? -1 : in_the_way_of_one(lane); /* that was Python: others may have come in between */
-        if (way) return set_whole(lane->knows[ENGINE], meeting, 0) || way < 0 ? -1 : 1;
-    }
-    turn.started = now();
+/* The engine says already that it meets. 0: done; -1: it has failed. */
+static int take_turn(Lane *lane, const Array *arrays) {
+    Turn turn = {.started = now()};
     int failed = begin_turn(lane, &turn);
     for (int i = 0; i < lane->meetings && !failed; i++) failed = make_move(lane, &lane->moves[i], arrays, &turn);
     if (failed) give_up(lane, &turn);
@@ -243,6 +245,17 @@ static int carry_out(Lane *lane, const Array *arrays) {
     if (!failed) failed = end_turn(lane, &turn);
     Py_XDECREF(turn.serial_object);
     return failed;
+}
+
+/* 0: done; 1: something is in the way; -1: it has failed. */
+static int carry_out(Lane *lane, const Array *arrays) {
+    if (set_whole(lane->knows[ENGINE], meeting, PyThread_get_thread_ident())) return -1; /* whoever interrupts it is told */
+    if (!at_the_same_place(lane, 0)) {
+        PyErr_Clear();
+        int way = find_place(lane) ? -1 : in_the_way_of_one(lane); /* that was Python: others may have come in between */
+        if (way) return set_whole(lane->knows[ENGINE], meeting, 0) || way < 0 ? -1 : 1;
+    }
+    return take_turn(lane, arrays);
 }
 
 /* Read an array of a call, or a bytes object with the addresses of its parts. 0: it has to go the long way, which says what
@@ -262,18 +275,49 @@ static int read_operand(Lane *lane, int i, PyObject *given, Array *array) {
     return 1;
 }
 
+/* What is kept of the place of a call that another thread has made. */
+static int take_place(Lane *lane, PyObject *place) {
+    if (place == lane->place) return 0;
+    Py_INCREF(place);
+    replace(&lane->place, place);
+    return learn_words(lane, place);
+}
+
+/* Read all arrays. 1: they can be used; 0: the call has to go the long way; -1: an error is set. */
+static int read_operands(Lane *lane, PyObject *const *args, Py_ssize_t given, Array *arrays) {
+    Seat *seat = (Seat *)lane->knows[SEAT];
+    if (given < lane->arrays) return 0;
+    for (int i = 0; i < lane->arrays; i++)
+        if (!read_operand(lane, i, args[i], &arrays[i])) return 0;
+    for (int i = 0; i < lane->meetings; i++) {
+        if (!move_fits(seat, &lane->moves[i], arrays)) return -1;
+        if (!move_lies_apart(seat, &lane->moves[i], arrays)) return 0;
+    }
+    return 1;
+}
+
+/* run_issued(place, *arrays) -> bool: the same for a call that was issued there, and whose turn it is: see Engine.issue. */
+static PyObject *lane_run_issued(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+    Lane *lane = (Lane *)self;
+    Array arrays[MOST];
+    if (nargs < 1) {
+        PyErr_SetString(PyExc_TypeError, "run_issued needs the place of the call");
+        return NULL;
+    }
+    int usable = read_operands(lane, args + 1, nargs - 1, arrays);
+    if (usable < 0 || (usable && take_place(lane, args[0]))) return NULL;
+    int way = usable ? group_in_the_way(lane) : 1;
+    if (!way) way = set_whole(lane->knows[ENGINE], meeting, PyThread_get_thread_ident()) ? -1 : take_turn(lane, arrays);
+    return way < 0 ? NULL : PyBool_FromLong(!way);
+}
+
 /* run(*arrays) -> bool: see Express.run. An array is given as in read_operand; an address is of one in one piece. */
 static PyObject *lane_run(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     Lane *lane = (Lane *)self;
-    Seat *seat = (Seat *)lane->knows[SEAT];
     Array arrays[MOST];
-    if (nargs < lane->arrays) Py_RETURN_FALSE;
-    for (int i = 0; i < lane->arrays; i++)
-        if (!read_operand(lane, i, args[i], &arrays[i])) Py_RETURN_FALSE;
-    for (int i = 0; i < lane->meetings; i++) {
-        if (!move_fits(seat, &lane->moves[i], arrays)) return NULL;
-        if (!move_lies_apart(seat, &lane->moves[i], arrays)) Py_RETURN_FALSE;
-    }
+    int usable = read_operands(lane, args, nargs, arrays);
+    if (usable < 0) return NULL;
+    if (!usable) Py_RETURN_FALSE;
     if (do_it(PyObject_CallNoArgs(lane->knows[ACQUIRE]))) return NULL;
     int way = in_the_way(lane);
     if (!way) way = carry_out(lane, arrays);
@@ -287,6 +331,7 @@ static PyObject *lane_run(PyObject *self, PyObject *const *args, Py_ssize_t narg
 
 static PyMethodDef methods[] = {
     {"run", (PyCFunction)(void (*)(void))lane_run, METH_FASTCALL, NULL},
+    {"run_issued", (PyCFunction)(void (*)(void))lane_run_issued, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot slots[] = {

@@ -81,7 +81,7 @@ class Engine:
         self._recorder = recorder or Recorder(0)
         self.meeting = 0  # the thread that is at the board
         self._caller = Caller()
-        self._place: Place | None = None  # in the user's code, of the call that is carried out
+        self.place: Place | None = None  # in the user's code, of the call that is carried out
         self._told = False  # the neighbours know that the group has failed
         self.order = RLock()  # held by whoever carries out a synchronous collective
         call_in_child(self._disown)
@@ -129,7 +129,7 @@ class Engine:
 
     def _carry_out(self, text: str, action: Callable[[], Any], place: Place | None, issued: int) -> Any:
         """Run `action`. What it raises ends the group, unless it refused its arguments before it began."""
-        before, self._place, self._issued = self.agreement.next, place, issued
+        before, self.place, self._issued = self.agreement.next, place, issued
         try:
             return action()
         except BaseException as error:
@@ -188,7 +188,7 @@ class Engine:
         spaces = room_for(plan, spaces, apart=into is not None and not prepared.spares)
         if before is not None:
             before(plan, spaces)
-        sequence = self.agreement.begin(prepared.where.text, prepared.call.nbytes, start, self._place)
+        sequence = self.agreement.begin(prepared.where.text, prepared.call.nbytes, start, self.place)
         if prepared.fused is not None:
             across = partial(run, plan, spaces, prepared.where, sequence=sequence, seconds=seconds, reduce=reduce)
             task = Task(spaces, prepared.banks, reduce, prepared.call.root, across, into, own)

@@ -18,9 +18,9 @@ from superpod.collectives.engine import Engine
 from superpod.collectives.flat import Options
 from superpod.collectives.messages import SMALL, Form
 from superpod.collectives.operations import Operation
-from superpod.collectives.torch_backend_express import Operand, run_short
+from superpod.collectives.torch_backend_express import Short, issued, run_short
 from superpod.collectives.torch_backend_monitored import monitored_barrier
-from superpod.collectives.torch_backend_options import GROUPS_OWN
+from superpod.collectives.torch_backend_options import GROUPS_OWN, limits
 from superpod.collectives.torch_backend_tensors import Bytes, check, label, source
 from superpod.collectives.torch_backend_work import ENDED, Block, JointWork, TorchWork
 from superpod.interconnect.errors import InvalidValue, RemoteError
@@ -230,25 +230,28 @@ class GroupBase(dist.ProcessGroup):
 
     # For the collectives
 
-    def _by_express(self, key: Any, opts: Any, *operands: Operand) -> bool:
-        """Whether a call of a kind that has been kept under this key has gone a short way."""
-        if self._block is not None or (way := self._engine.expresses.get(key)) is None:
-            return False
-        done = run_short(way, opts, *operands)
+    def _by_express(self, short: Short, opts: Any) -> bool:
+        """Whether a call has gone its short way."""
+        done = self._block is None and run_short(self._engine, short, opts)
         self._issued += done
         return done
 
-    def _keep(self, key: Any, limit: Options, op: Operation | None = None) -> None:
-        """Keep a short way for calls like the one that has just run; no key: none. `op`: how it reduced, if it did."""
-        if key is not None and limit is GROUPS_OWN:
-            self._engine.keep(key, op)
+    def _keep(self, short: Short, limit: Options, op: Operation | None = None) -> None:
+        """Keep the short way for calls like the one that has just run. `op`: how it reduced, if it did."""
+        if limit is GROUPS_OWN:
+            self._engine.keep(short.key, op)
 
     def _at_once(self, opts: Any) -> bool:
         """Whether a call with these options of torch's has ended when it returns, and is in no coalescing block."""
         return not getattr(opts, "asyncOp", True) and ((block := self._block) is None or not block.is_mine())
 
-    def _issue(self, what: str, action: Callable[[], Any], opts: Any, result: Any) -> TorchWork:
+    def _issue(
+        self, what: str, action: Callable[[], Any], opts: Any, result: Any, short: Short | None = None
+    ) -> TorchWork:
+        """`short`: the call as its short way knows it, if it may go one when it is not waited for."""
         self._issued += 1
+        if short is not None and getattr(opts, "asyncOp", True) and limits(opts) is GROUPS_OWN:
+            action = issued(self._engine, short, action)
         if (block := self._block) is not None and block.is_mine():
             return block.add(TorchWork(self._engine.issue(what, action, async_op=True), result))
         if getattr(opts, "asyncOp", True):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from superpod.collectives import flat
 from superpod.collectives.torch_backend_base import GroupBase, blocks_of, only
+from superpod.collectives.torch_backend_express import Short
 from superpod.collectives.torch_backend_options import limits, options
 from superpod.collectives.torch_backend_tensors import (
     Bytes,
@@ -48,8 +49,8 @@ class CopyGroup(GroupBase):
         self, tensors: list[Tensor] | Tensor, opts: Any = None, timeout: Any = None, *, root: int | None = None
     ) -> TorchWork:
         tensor, opts = only(tensors), options(dist.BroadcastOptions, opts, root, timeout)
-        key = ("broadcast", opts.rootRank, tensor.dtype, tensor.numel())
-        if self._by_express(key, opts, (tensor, tensor.numel())):
+        short = Short(("broadcast", opts.rootRank, tensor.dtype, tensor.numel()), ((tensor, tensor.numel()),))
+        if self._by_express(short, opts):
             return ENDED
         source_rank, text, limit = opts.rootRank, label(tensor), limits(opts)
         check(tensor)
@@ -57,34 +58,36 @@ class CopyGroup(GroupBase):
         def action() -> None:
             target = Bytes(tensor)
             flat.broadcast(self._engine, target.data, source_rank, text, limit)
-            self._keep(key, limit)
+            self._keep(short, limit)
             if self._engine.rank != source_rank:
                 target.close()
 
-        return self._issue("broadcast", action, opts, [tensor])
+        return self._issue("broadcast", action, opts, [tensor], short)
 
     def allgather(self, outputs: Any, inputs: Any, opts: Any = None, *, timeout: Any = None) -> TorchWork:
         blocks, tensor = blocks_of(outputs), only(inputs)
         opts = options(_c10d.AllgatherOptions, opts, timeout)
         count = tensor.numel()
-        if self._by_express(("all_gather", tensor.dtype, count), opts, (tensor, count), (blocks, count)):
+        short = Short(("all_gather", tensor.dtype, count), ((tensor, count), (blocks, count)))
+        if self._by_express(short, opts):
             return ENDED
         self._expect(len(blocks), "tensors in the output list")
         check(tensor, *blocks)
         counts = [b.numel() for b in blocks]
         together = torch.empty(sum(counts), dtype=tensor.dtype)
-        return self._all_gather(together, tensor, counts, opts, partial(distribute, together, blocks), [blocks])
+        return self._all_gather(together, tensor, counts, opts, partial(distribute, together, blocks), [blocks], short)
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> TorchWork:  # noqa: A002
         n, opts, count = self._engine.world_size, options(_c10d.AllgatherOptions, opts), input.numel()
-        if self._by_express(("all_gather", input.dtype, count), opts, (input, count), (output, n * count)):
+        short = Short(("all_gather", input.dtype, count), ((input, count), (output, n * count)))
+        if self._by_express(short, opts):
             return ENDED
         check(input, output)
         if output.numel() != input.numel() * n:
             raise InvalidValue(
                 f"all_gather output of {output.numel()} elements must be {n} times the input's {input.numel()}"
             )
-        return self._all_gather(output, input, [input.numel()] * n, opts, _nothing, [output])
+        return self._all_gather(output, input, [input.numel()] * n, opts, _nothing, [output], short)
 
     _allgather_base = all_gather_single
 
@@ -95,7 +98,14 @@ class CopyGroup(GroupBase):
         return last_of(works, outputs)
 
     def _all_gather(
-        self, output: Tensor, tensor: Tensor, counts: list[int], opts: Any, finish: Callable[[], None], result: Any
+        self,
+        output: Tensor,
+        tensor: Tensor,
+        counts: list[int],
+        opts: Any,
+        finish: Callable[[], None],
+        result: Any,
+        short: Short,
     ) -> TorchWork:
         text, size, limit = blocks_label(counts, tensor.dtype), tensor.element_size(), limits(opts)
         self._fits(tensor, counts, "the input")
@@ -106,19 +116,21 @@ class CopyGroup(GroupBase):
             own = source(tensor)
             target.data[start : start + own.size] = own
             flat.all_gather(self._engine, target.data, [c * size for c in counts], text, limit)
-            self._keep(("all_gather", tensor.dtype, counts[0]) if len(set(counts)) == 1 else None, limit)
+            if len(set(counts)) == 1:
+                self._keep(short, limit)
             target.close()
             finish()
 
-        return self._issue("all_gather", action, opts, result)
+        return self._issue("all_gather", action, opts, result, short)
 
     def gather(
         self, outputs: Any, inputs: Any, opts: Any = None, timeout: Any = None, *, root: int | None = None
     ) -> TorchWork:
         tensor, opts = only(inputs), options(dist.GatherOptions, opts, root, timeout)
-        key, count = ("gather", opts.rootRank, tensor.dtype, tensor.numel()), tensor.numel()
+        count = tensor.numel()
         into = ((blocks_of(outputs), count),) if self._engine.rank == opts.rootRank else ()
-        if self._by_express(key, opts, (tensor, count), *into):
+        short = Short(("gather", opts.rootRank, tensor.dtype, count), ((tensor, count), *into))
+        if self._by_express(short, opts):
             return ENDED
         text, limit = label(tensor), limits(opts)
         blocks = self._root_blocks(outputs, tensor, opts.rootRank, "gather")
@@ -127,19 +139,20 @@ class CopyGroup(GroupBase):
             together = None if blocks is None else torch.empty(tensor.numel() * len(blocks), dtype=tensor.dtype)
             out = None if together is None else Bytes(together, read=False).data
             flat.gather(self._engine, source(tensor), out, opts.rootRank, text, limit)
-            self._keep(key, limit)
+            self._keep(short, limit)
             if together is not None and blocks is not None:
                 distribute(together, blocks)
 
-        return self._issue("gather", action, opts, outputs)
+        return self._issue("gather", action, opts, outputs, short)
 
     def scatter(
         self, outputs: Any, inputs: Any, opts: Any = None, timeout: Any = None, *, root: int | None = None
     ) -> TorchWork:
         tensor, opts = only(outputs), options(dist.ScatterOptions, opts, root, timeout)
-        key, count = ("scatter", opts.rootRank, tensor.dtype, tensor.numel()), tensor.numel()
+        count = tensor.numel()
         given = ((blocks_of(inputs), count),) if self._engine.rank == opts.rootRank else ()
-        if self._by_express(key, opts, *given, (tensor, count)):
+        short = Short(("scatter", opts.rootRank, tensor.dtype, count), (*given, (tensor, count)))
+        if self._by_express(short, opts):
             return ENDED
         text, limit = label(tensor), limits(opts)
         blocks = self._root_blocks(inputs, tensor, opts.rootRank, "scatter")
@@ -148,10 +161,10 @@ class CopyGroup(GroupBase):
             target = Bytes(tensor, read=False)
             together = None if blocks is None else source(joined(blocks))
             flat.scatter(self._engine, together, target.data, opts.rootRank, text, limit)
-            self._keep(key, limit)
+            self._keep(short, limit)
             target.close()
 
-        return self._issue("scatter", action, opts, outputs)
+        return self._issue("scatter", action, opts, outputs, short)
 
     def _root_blocks(self, lists: Any, own: Tensor, root: int, what: str) -> list[Tensor] | None:
         """The root's list of one tensor a rank, each as long as `own`; elsewhere None."""
@@ -191,13 +204,14 @@ class CopyGroup(GroupBase):
         timeout: Any = None,
     ) -> TorchWork:
         opts, equal = options(_c10d.AllToAllOptions, opts, timeout), not input_splits and not output_splits
-        key = ("all_to_all", input.dtype, input.shape, output.shape) if equal else None
-        if self._by_express(key, opts, (input, input.numel()), (output, input.numel())):
+        key = ("all_to_all", input.dtype, input.shape, output.shape)
+        short = Short(key, ((input, input.numel()), (output, input.numel()))) if equal else None
+        if short is not None and self._by_express(short, opts):
             return ENDED
         check(output, input)
         counts = self._splits(input, input_splits, "input")
         splits = self._splits(output, output_splits, "output")
-        return self._all_to_all(output, lambda: input, splits, counts, opts, _nothing, [output], key)
+        return self._all_to_all(output, lambda: input, splits, counts, opts, _nothing, [output], short)
 
     alltoall_base = all_to_all_single
 
@@ -210,11 +224,11 @@ class CopyGroup(GroupBase):
         opts: Any,
         finish: Callable[[], None],
         result: Any,
-        key: Any,
+        short: Short | None,
     ) -> TorchWork:
-        """`key`: of the short way for such calls; None: blocks may differ in length."""
+        """`short`: None if blocks may differ in length."""
         size, own, limit = output.element_size(), self._engine.rank, limits(opts)
-        equal = key is not None
+        equal = short is not None
         text = label(output) if equal else f"uneven × {dtype_name(output.dtype)}"
         if splits[own] != counts[own]:
             raise InvalidValue(
@@ -225,23 +239,25 @@ class CopyGroup(GroupBase):
             target = Bytes(output, read=False)
             sent, taken = [c * size for c in counts], [s * size for s in splits]
             flat.all_to_all(self._engine, source(join()), target.data, sent, taken, text, limit, equal=equal)
-            self._keep(key, limit)
+            if short is not None:
+                self._keep(short, limit)
             target.close()
             finish()
 
-        return self._issue("all_to_all", action, opts, result)
+        return self._issue("all_to_all", action, opts, result, short)
 
     def barrier(self, opts: Any = None, *, timeout: Any = None) -> TorchWork:
         opts = options(_c10d.BarrierOptions, opts, timeout)
-        if self._by_express(("barrier",), opts, (_BYTE, 1)):
+        short = Short(("barrier",), ((_BYTE, 1),))
+        if self._by_express(short, opts):
             return ENDED
         limit = limits(opts)
 
         def action() -> None:
             flat.barrier(self._engine, limit)
-            self._keep(("barrier",), limit, flat.BARRIER)
+            self._keep(short, limit, flat.BARRIER)
 
-        return self._issue("barrier", action, opts, None)
+        return self._issue("barrier", action, opts, None, short)
 
 
 def _nothing() -> None:

@@ -2,56 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import pack
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from superpod.collectives.express import Express, ShortWay
+from superpod.collectives.engine import Engine
+from superpod.collectives.express import Express
 from superpod.collectives.torch_backend_options import GROUPS_OWN, limits
 from superpod.collectives.torch_backend_tensors import lies_flat, own_numbers, source
 
-Operand: TypeAlias = "tuple[Tensor | list[Tensor], int]"
-"""A tensor, or a list of one for each rank; how many elements it has, or each of them."""
 
+class Short(NamedTuple):
+    """A call as its short way knows it.
 
-def run_short(way: ShortWay, opts: Any, *operands: Operand) -> bool:
-    """Whether a call has gone a short way.
-
-    Args:
-        way: the group's for such calls.
-        opts: torch's options. None and values of torch's shorter signatures go the long way.
-        operands: in the order of ShortWay.run, all of one dtype, the way's.
+    Attributes:
+        key: of such calls in Engine.expresses.
+        operands: in the order of ShortWay.run: a tensor, or a list of one for each rank, and how many elements it has,
+            or each of them. All are of one dtype, the key's, or else the call goes the long way.
     """
-    if getattr(opts, "asyncOp", True) or limits(opts) is not GROUPS_OWN:
+
+    key: Any
+    operands: tuple[tuple[Tensor | list[Tensor], int], ...]
+
+
+def run_short(engine: Engine, short: Short, opts: Any) -> bool:
+    """Whether a call has gone its short way, if there is one.
+
+    `opts`: torch's options; None, and the values of torch's shorter signatures, go the long way.
+    """
+    way = engine.expresses.get(short.key)
+    if way is None or getattr(opts, "asyncOp", True) or limits(opts) is not GROUPS_OWN:
         return False
-    tensors = next(iter(operands))[0]
-    dtype = (tensors[0] if isinstance(tensors, list) else tensors).dtype
     if not isinstance(way, Express):
-        places = [_place(operand, dtype, count) for operand, count in operands]
-        return None not in places and way.run(*places)
-    arrays = [_array(operand, dtype, count, reduces=way.reduces) for operand, count in operands]
+        places = _places(short)
+        return places is not None and way.run(*places)
+    dtype = _dtype(short)
+    arrays = [_array(operand, dtype, count, reduces=way.reduces) for operand, count in short.operands]
     return not any(array is None for array in arrays) and way.run(*arrays)
 
 
-def _place(operand: Tensor | list[Tensor], dtype: torch.dtype, count: int) -> int | bytes | None:
-    """An address, or the addresses of a list in one; None if compiled code cannot use it."""
-    if not isinstance(operand, list):
-        return operand.data_ptr() if _fits(operand, dtype, count) else None
-    if not all(_fits(tensor, dtype, count) for tensor in operand):
-        return None
-    return pack(f"{len(operand)}Q", *[tensor.data_ptr() for tensor in operand])
+def issued(engine: Engine, short: Short, action: Callable[[], Any]) -> Callable[[], Any]:
+    """What carries an asynchronous call out when its turn comes: the short way in compiled code, or else `action`."""
+    way = engine.expresses.get(short.key)
+    if way is None or isinstance(way, Express) or (places := _places(short)) is None:
+        return action
+    run_issued = way.run_issued
+
+    def either() -> None:
+        if not run_issued(engine.place, *places):
+            action()
+
+    return either
 
 
-def _array(operand: Tensor | list[Tensor], dtype: torch.dtype, count: int, *, reduces: bool) -> Any:
+def _dtype(short: Short) -> torch.dtype | None:
+    """That all tensors should have, if there are any."""
+    first = short.operands[0][0] if short.operands else None
+    tensor = first[0] if isinstance(first, list) and first else first
+    return tensor.dtype if isinstance(tensor, Tensor) else None
+
+
+def _places(short: Short) -> list[int | bytes] | None:
+    """Where the operands lie: an address, or the addresses of a list in one; None if compiled code cannot use them."""
+    dtype, places = _dtype(short), list[int | bytes]()
+    for operand, count in short.operands:
+        tensors = operand if isinstance(operand, list) else (operand,)
+        if not all(_fits(tensor, dtype, count) for tensor in tensors):
+            return None
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        places.append(pack(f"{len(addresses)}Q", *addresses) if isinstance(operand, list) else addresses[0])
+    return places
+
+
+def _array(operand: Tensor | list[Tensor], dtype: torch.dtype | None, count: int, *, reduces: bool) -> Any:
     """A tensor's memory as an array; None for a list, and for a tensor that would have to be copied."""
     if isinstance(operand, list) or not _fits(operand, dtype, count):
         return None
     return own_numbers(operand) if reduces else source(operand)
 
 
-def _fits(tensor: Any, dtype: torch.dtype, count: int) -> bool:
+def _fits(tensor: Any, dtype: torch.dtype | None, count: int) -> bool:
     """Whether it is a dense tensor of this dtype and length whose elements lie on the CPU in order."""
     dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.is_cpu
     return dense and tensor.dtype is dtype and tensor.numel() == count and lies_flat(tensor)

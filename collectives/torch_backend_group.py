@@ -21,6 +21,7 @@ from superpod.collectives.flat import Options
 from superpod.collectives.operations import Operation
 from superpod.collectives.torch_backend_base import blocks_of, only
 from superpod.collectives.torch_backend_copies import CopyGroup
+from superpod.collectives.torch_backend_express import Short
 from superpod.collectives.torch_backend_options import limits, options, reduction
 from superpod.collectives.torch_backend_sparse import all_reduce as sparse_all_reduce
 from superpod.collectives.torch_backend_sparse import check_sparse
@@ -48,19 +49,19 @@ class CollectiveGroup(CopyGroup):
         tensor = only(tensors)
         opts = options(_Options, opts, op, timeout)
         reduce = reduction(opts.reduceOp, tensor.dtype)
-        key = ("all_reduce", reduce, tensor.dtype, tensor.numel())
-        if self._by_express(key, opts, (tensor, tensor.numel())):
+        short = Short(("all_reduce", reduce, tensor.dtype, tensor.numel()), ((tensor, tensor.numel()),))
+        if self._by_express(short, opts):
             return ENDED
         limit = limits(opts)
         if tensor.layout is torch.strided:
             check(tensor)
-            action = partial(self._all_reduce, tensor, reduce, limit, key)
+            action = partial(self._all_reduce, tensor, reduce, limit, short)
         else:
             check_sparse(tensor, reduce.name)
             action = partial(sparse_all_reduce, self._engine, tensor, limit)
-        return self._issue("all_reduce", action, opts, [tensor])
+        return self._issue("all_reduce", action, opts, [tensor], short)
 
-    def _all_reduce(self, tensor: Tensor, op: Operation, limit: Options, key: Any) -> None:
+    def _all_reduce(self, tensor: Tensor, op: Operation, limit: Options, short: Short) -> None:
         text, own = dtype_name(tensor.dtype), own_numbers(tensor)
         data = Reducible(tensor, copy=True).data if own is None else own
         op.begin(data)
@@ -68,7 +69,7 @@ class CollectiveGroup(CopyGroup):
         if own is None:
             store(tensor, data)
         else:
-            self._keep(key, limit, op)
+            self._keep(short, limit, op)
 
     def reduce(
         self,
@@ -80,13 +81,14 @@ class CollectiveGroup(CopyGroup):
         root: int | None = None,
     ) -> TorchWork:
         tensor, opts = only(tensors), options(dist.ReduceOptions, opts, root, op, timeout)
-        reduce, operand, at_root = (
+        reduce, count, at_root = (
             reduction(opts.reduceOp, tensor.dtype),
-            (tensor, tensor.numel()),
+            tensor.numel(),
             self._engine.rank == opts.rootRank,
         )
-        key = ("reduce", opts.rootRank, reduce, tensor.dtype, tensor.numel())
-        if self._by_express(key, opts, *(operand, operand)[: 1 + at_root]):
+        given = ((tensor, count),)
+        short = Short(("reduce", opts.rootRank, reduce, tensor.dtype, count), given * 2 if at_root else given)
+        if self._by_express(short, opts):
             return ENDED
         text, limit = dtype_name(tensor.dtype), limits(opts)
         check(tensor)
@@ -96,11 +98,11 @@ class CollectiveGroup(CopyGroup):
             reduce.begin(target.data)
             flat.reduce(self._engine, target.data, reduce, opts.rootRank, text, limit)
             if own_numbers(tensor) is not None:
-                self._keep(key, limit, reduce)
+                self._keep(short, limit, reduce)
             if at_root:
                 target.close()
 
-        return self._issue("reduce", action, opts, [tensor])
+        return self._issue("reduce", action, opts, [tensor], short)
 
     def reduce_scatter(
         self, outputs: Any, inputs: Any, opts: Any = None, timeout: Any = None, *, op: Any = None
@@ -108,28 +110,31 @@ class CollectiveGroup(CopyGroup):
         output, blocks = only(outputs), blocks_of(inputs)
         opts = options(dist.ReduceScatterOptions, opts, op, timeout)
         count, reduce = output.numel(), reduction(opts.reduceOp, output.dtype)
-        key = ("reduce_scatter", reduce, output.dtype, count)
-        if self._by_express(key, opts, (blocks, count), (output, count)):
+        short = Short(("reduce_scatter", reduce, output.dtype, count), ((blocks, count), (output, count)))
+        if self._by_express(short, opts):
             return ENDED
         self._expect(len(blocks), "tensors in the input list")
         check(output, *blocks)
-        return self._reduce_scatter(output, partial(joined, blocks), [b.numel() for b in blocks], opts)
+        return self._reduce_scatter(output, partial(joined, blocks), [b.numel() for b in blocks], opts, short)
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> TorchWork:  # noqa: A002
         n, opts, count = self._engine.world_size, options(dist.ReduceScatterOptions, opts), output.numel()
-        key = ("reduce_scatter", reduction(opts.reduceOp, output.dtype), output.dtype, count)
-        if self._by_express(key, opts, (input, n * count), (output, count)):
+        reduce = reduction(opts.reduceOp, output.dtype)
+        short = Short(("reduce_scatter", reduce, output.dtype, count), ((input, n * count), (output, count)))
+        if self._by_express(short, opts):
             return ENDED
         check(output, input)
         if input.numel() != output.numel() * n:
             raise InvalidValue(
                 f"reduce_scatter input of {input.numel()} elements must be {n} times the output's {output.numel()}"
             )
-        return self._reduce_scatter(output, lambda: input, [output.numel()] * n, opts)
+        return self._reduce_scatter(output, lambda: input, [output.numel()] * n, opts, short)
 
     _reduce_scatter_base = reduce_scatter_single
 
-    def _reduce_scatter(self, output: Tensor, join: Callable[[], Tensor], counts: list[int], opts: Any) -> TorchWork:
+    def _reduce_scatter(
+        self, output: Tensor, join: Callable[[], Tensor], counts: list[int], opts: Any, short: Short
+    ) -> TorchWork:
         reduce, text, limit = reduction(opts.reduceOp, output.dtype), blocks_label(counts, output.dtype), limits(opts)
         self._fits(output, counts, "the output")
 
@@ -138,12 +143,12 @@ class CollectiveGroup(CopyGroup):
             plain = reduce.factor is None and home is not None and reduce.wide == home.dtype
             if plain and given is not None and home is not None and lies_apart(home, given):
                 flat.reduce_scatter(self._engine, given, counts, reduce, text, limit, home)
-                key = ("reduce_scatter", reduce, output.dtype, counts[0])
-                self._keep(key if len(set(counts)) == 1 else None, limit, reduce)
+                if len(set(counts)) == 1:
+                    self._keep(short, limit, reduce)
                 return
             data = Reducible(whole, copy=True).data
             reduce.begin(data)
             own = flat.reduce_scatter(self._engine, data, counts, reduce, text, limit)
             store(output, own)
 
-        return self._issue("reduce_scatter", action, opts, [output])
+        return self._issue("reduce_scatter", action, opts, [output], short)

@@ -11,7 +11,7 @@ from torch_cards import TorchCards
 
 from superpod.collectives.express import Express
 from superpod.interconnect import board
-from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.errors import InvalidValue, PeerLost, RemoteError
 
 pytestmark = pytest.mark.skipif(not board.possible(), reason="boards need x86-64, futex and memfd_create")
 
@@ -171,3 +171,63 @@ def test_what_cannot_go_a_short_way_goes_the_long_one(torch_cards: TorchCards) -
     if board.Seat is None:
         pytest.skip("superpod was installed without a C compiler")
     torch_cards(2, otherwise)
+
+
+def not_waited_for(rank: int, n: int, code: str) -> set[str]:
+    """Several calls under way at once, again and again, with synchronous ones between them."""
+    set_code(rank, code)
+    group, count = dist.group.WORLD, 5000
+    for turn in range(4):
+        given = [block(rank, target, count, torch.float32, turn) for target in range(n)]
+        total = [sum(block(source, target, count, torch.float32, turn) for source in range(n)) for target in range(n)]
+        same = [block(source, 0, count, torch.float32, turn) for source in range(n)]
+        summed, home, part = given[0].clone(), torch.zeros(n * count), torch.zeros(count)
+        swapped, sent = torch.zeros(n * count), given[0].clone()
+        works = [
+            dist.all_reduce(summed, async_op=True),
+            dist.all_gather_single(home, given[0], async_op=True),
+            dist.reduce_scatter_single(part, torch.cat(given), async_op=True),
+            dist.all_to_all_single(swapped, torch.cat(given), async_op=True),
+            dist.broadcast(sent, turn % n, async_op=True),
+            dist.barrier(async_op=True),
+        ]
+        futures = [work.get_future() for work in works[::2] if work is not None]
+        dist.all_reduce(after := given[0].clone())
+        assert all(work.wait() for work in works if work is not None)
+        for future in futures:
+            future.wait()
+        assert torch.equal(summed, total[0])
+        assert torch.equal(after, total[0])
+        assert torch.equal(home, torch.cat(same))
+        assert torch.equal(part, total[rank])
+        assert torch.equal(swapped, torch.cat([block(r, rank, count, torch.float32, turn) for r in range(n)]))
+        assert torch.equal(sent, same[turn % n])
+    records = group._engine._recorder.records()
+    assert [r.number for r in records] == list(range(28))
+    assert all(r.state == "done" and "not_waited_for() at" in r.place for r in records)
+    return ways(group)
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("n", [2, 5])
+def test_calls_that_are_not_waited_for(torch_cards: TorchCards, n: int, code: str) -> None:
+    found = on(torch_cards, n, not_waited_for, code)
+    for rank, kept in enumerate(found):
+        assert ("all_reduce" in kept) == (code == "compiled" or (code == "mixed" and rank % 2 == 0))
+
+
+def left_alone(rank: int, n: int) -> list[str]:
+    for _ in range(3):
+        dist.all_reduce(torch.ones(4), async_op=True).wait()
+    if rank == 1:
+        return []
+    work = dist.all_reduce(torch.ones(4), async_op=True)
+    with pytest.raises((PeerLost, RemoteError), match="rank 1"):
+        work.wait()
+    with pytest.raises((PeerLost, RemoteError), match="rank 1"):
+        dist.all_reduce(torch.ones(4), async_op=True).wait()
+    return [r.state for r in dist.group.WORLD._engine._recorder.records()]
+
+
+def test_a_call_that_is_not_waited_for_fails_as_others_do(torch_cards: TorchCards) -> None:
+    assert torch_cards(2, left_alone)[0] == ["done"] * 3 + ["failed"]
