@@ -129,7 +129,7 @@ class Engine:
 
     def _carry_out(self, text: str, action: Callable[[], Any], place: Place | None, issued: int) -> Any:
         """Run `action`. What it raises ends the group, unless it refused its arguments before it began."""
-        before, self.place, self._issued = self.agreement.next, place, issued
+        before, self.place, self._issued, latest = self.agreement.next, place, issued, self._latest
         try:
             return action()
         except BaseException as error:
@@ -137,6 +137,8 @@ class Engine:
             if self.agreement.next != before or not isinstance(error, InvalidValue):
                 self.fail(error, text)
             raise
+        finally:
+            self._latest = latest  # what a signal's handler calls in the middle of an action is not the action's own
 
     def fail(self, error: BaseException, text: str) -> None:
         """The group is over: `error` was raised in one of its collectives, which `text` names."""
@@ -254,7 +256,7 @@ class Engine:
         `op`: how it reduced, if it did. Call this from the action that has run it.
         """
         prepared = self._latest
-        if prepared is None or self._clock is not None:
+        if key in self.expresses or prepared is None or self._clock is not None:
             return
         by_messages = prepared.fused is None and MessageExpress.possible(prepared)
         if not by_messages and (prepared.fused is None or self._table is None):

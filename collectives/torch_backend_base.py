@@ -241,10 +241,6 @@ class GroupBase(dist.ProcessGroup):
         if limit is GROUPS_OWN:
             self._engine.keep(short.key, op)
 
-    def _at_once(self, opts: Any) -> bool:
-        """Whether a call with these options of torch's has ended when it returns, and is in no coalescing block."""
-        return not getattr(opts, "asyncOp", True) and ((block := self._block) is None or not block.is_mine())
-
     def _issue(
         self, what: str, action: Callable[[], Any], opts: Any, result: Any, short: Short | None = None
     ) -> TorchWork:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -68,7 +69,7 @@ class CopyGroup(GroupBase):
         blocks, tensor = blocks_of(outputs), only(inputs)
         opts = options(_c10d.AllgatherOptions, opts, timeout)
         count = tensor.numel()
-        short = Short(("all_gather", tensor.dtype, count), ((tensor, count), (blocks, count)))
+        short = Short(("all_gather", tensor.dtype, count), ((tensor, count), (tuple(blocks), count)))
         if self._by_express(short, opts):
             return ENDED
         self._expect(len(blocks), "tensors in the output list")
@@ -128,7 +129,7 @@ class CopyGroup(GroupBase):
     ) -> TorchWork:
         tensor, opts = only(inputs), options(dist.GatherOptions, opts, root, timeout)
         count = tensor.numel()
-        into = ((blocks_of(outputs), count),) if self._engine.rank == opts.rootRank else ()
+        into = ((tuple(blocks_of(outputs)), count),) if self._engine.rank == opts.rootRank else ()
         short = Short(("gather", opts.rootRank, tensor.dtype, count), ((tensor, count), *into))
         if self._by_express(short, opts):
             return ENDED
@@ -150,7 +151,7 @@ class CopyGroup(GroupBase):
     ) -> TorchWork:
         tensor, opts = only(outputs), options(dist.ScatterOptions, opts, root, timeout)
         count = tensor.numel()
-        given = ((blocks_of(inputs), count),) if self._engine.rank == opts.rootRank else ()
+        given = ((tuple(blocks_of(inputs)), count),) if self._engine.rank == opts.rootRank else ()
         short = Short(("scatter", opts.rootRank, tensor.dtype, count), (*given, (tensor, count)))
         if self._by_express(short, opts):
             return ENDED
@@ -237,8 +238,10 @@ class CopyGroup(GroupBase):
 
         def action() -> None:
             target = Bytes(output, read=False)
-            sent, taken = [c * size for c in counts], [s * size for s in splits]
-            flat.all_to_all(self._engine, source(join()), target.data, sent, taken, text, limit, equal=equal)
+            sent, taken, given = [c * size for c in counts], [s * size for s in splits], source(join())
+            if np.may_share_memory(given, target.data):  # others may still read what is written here
+                given = given.copy()
+            flat.all_to_all(self._engine, given, target.data, sent, taken, text, limit, equal=equal)
             if short is not None:
                 self._keep(short, limit)
             target.close()

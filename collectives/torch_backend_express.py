@@ -6,6 +6,7 @@ from collections.abc import Callable
 from struct import pack
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +21,13 @@ class Short(NamedTuple):
 
     Attributes:
         key: of such calls in Engine.expresses.
-        operands: in the order of ShortWay.run: a tensor, or a list of one for each rank, and how many elements it has,
-            or each of them. All are of one dtype, the key's, or else the call goes the long way.
+        operands: in the order of ShortWay.run: a tensor, or one for each rank, and how many elements it has, or each of
+            them. All are of one dtype, the key's, or else the call goes the long way. A tuple, unlike a caller's list,
+            keeps its tensors in memory until the call has ended.
     """
 
     key: Any
-    operands: tuple[tuple[Tensor | list[Tensor], int], ...]
+    operands: tuple[tuple[Tensor | tuple[Tensor, ...], int], ...]
 
 
 def run_short(engine: Engine, short: Short, opts: Any) -> bool:
@@ -39,9 +41,8 @@ def run_short(engine: Engine, short: Short, opts: Any) -> bool:
     if not isinstance(way, Express):
         places = _places(short)
         return places is not None and way.run(*places)
-    dtype = _dtype(short)
-    arrays = [_array(operand, dtype, count, reduces=way.reduces) for operand, count in short.operands]
-    return not any(array is None for array in arrays) and way.run(*arrays)
+    arrays = _arrays(short, reduces=way.reduces)
+    return arrays is not None and way.run(*arrays)
 
 
 def issued(engine: Engine, short: Short, action: Callable[[], Any]) -> Callable[[], Any]:
@@ -51,7 +52,7 @@ def issued(engine: Engine, short: Short, action: Callable[[], Any]) -> Callable[
         return action
     run_issued = way.run_issued
 
-    def either() -> None:
+    def either(_: Short = short) -> None:  # whose tensors stay in memory as long as this function
         if not run_issued(engine.place, *places):
             action()
 
@@ -61,27 +62,38 @@ def issued(engine: Engine, short: Short, action: Callable[[], Any]) -> Callable[
 def _dtype(short: Short) -> torch.dtype | None:
     """That all tensors should have, if there are any."""
     first = short.operands[0][0] if short.operands else None
-    tensor = first[0] if isinstance(first, list) and first else first
+    tensor = first[0] if isinstance(first, tuple) and first else first
     return tensor.dtype if isinstance(tensor, Tensor) else None
 
 
 def _places(short: Short) -> list[int | bytes] | None:
-    """Where the operands lie: an address, or the addresses of a list in one; None if compiled code cannot use them."""
+    """Where the operands lie: an address, or the addresses of several in one; None if compiled code cannot use them."""
     dtype, places = _dtype(short), list[int | bytes]()
     for operand, count in short.operands:
-        tensors = operand if isinstance(operand, list) else (operand,)
+        tensors = operand if isinstance(operand, tuple) else (operand,)
         if not all(_fits(tensor, dtype, count) for tensor in tensors):
             return None
         addresses = [tensor.data_ptr() for tensor in tensors]
-        places.append(pack(f"{len(addresses)}Q", *addresses) if isinstance(operand, list) else addresses[0])
+        places.append(pack(f"{len(addresses)}Q", *addresses) if isinstance(operand, tuple) else addresses[0])
     return places
 
 
-def _array(operand: Tensor | list[Tensor], dtype: torch.dtype | None, count: int, *, reduces: bool) -> Any:
-    """A tensor's memory as an array; None for a list, and for a tensor that would have to be copied."""
-    if isinstance(operand, list) or not _fits(operand, dtype, count):
-        return None
-    return own_numbers(operand) if reduces else source(operand)
+def _arrays(short: Short, *, reduces: bool) -> list[Any] | None:
+    """The operands' memory as arrays; None if there are several for one, if one would have to be copied, and if two of
+    them overlap, so that one may be written before all of the other is read.
+    """
+    dtype, arrays = _dtype(short), list[Any]()
+    for operand, count in short.operands:
+        if isinstance(operand, tuple) or not _fits(operand, dtype, count):
+            return None
+        try:
+            array = own_numbers(operand) if reduces else source(operand)
+        except (RuntimeError, TypeError):  # the long way raises it where the other ranks are told, too
+            return None
+        if array is None:
+            return None
+        arrays.append(array)
+    return None if len(arrays) == 2 and np.may_share_memory(*arrays) else arrays
 
 
 def _fits(tensor: Any, dtype: torch.dtype | None, count: int) -> bool:

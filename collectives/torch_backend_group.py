@@ -110,7 +110,7 @@ class CollectiveGroup(CopyGroup):
         output, blocks = only(outputs), blocks_of(inputs)
         opts = options(dist.ReduceScatterOptions, opts, op, timeout)
         count, reduce = output.numel(), reduction(opts.reduceOp, output.dtype)
-        short = Short(("reduce_scatter", reduce, output.dtype, count), ((blocks, count), (output, count)))
+        short = Short(("reduce_scatter", reduce, output.dtype, count), ((tuple(blocks), count), (output, count)))
         if self._by_express(short, opts):
             return ENDED
         self._expect(len(blocks), "tensors in the input list")

@@ -58,15 +58,29 @@ static inline int read_all(const Seat *seat, const Reading *what, const Told *to
     return 0;
 }
 
-/* Whether nothing of what it fills is shown, but for its own part at its own place. */
+static inline int overlap(const uint8_t *one, const uint8_t *other, Py_ssize_t nbytes) {
+    return one < other + nbytes && other < one + nbytes;
+}
+
+/* Whether nothing is filled twice. */
+static inline int fills_once(const Seat *seat, const Reading *what, const Array *arrays) {
+    if (arrays[what->into].parts == NULL) return 1;
+    for (Py_ssize_t r = 1; r < seat->world_size; r++)
+        for (Py_ssize_t q = 0; q < r; q++)
+            if (overlap(filled_from(what, arrays, r), filled_from(what, arrays, q), what->nbytes)) return 0;
+    return 1;
+}
+
+/* Whether that is so, and nothing of what it fills is shown, but for its own part at its own place. */
 static inline int lies_apart(const Seat *seat, const Reading *what, const Array *arrays) {
     Py_ssize_t n = seat->world_size, from = what->root < 0 ? 0 : what->root, to = what->root < 0 ? n : from + 1;
+    if (!fills_once(seat, what, arrays)) return 0;
     if (what->show < 0) return 1;
     for (Py_ssize_t r = from; r < to; r++)
         for (Py_ssize_t q = 0; q < n; q++) {
             const uint8_t *filled = filled_from(what, arrays, r), *shown = shown_to(what, arrays, q);
             int itself = filled == shown && r == seat->rank && (q == r || shown == shown_to(what, arrays, r));
-            if (!itself && filled < shown + what->nbytes && shown < filled + what->nbytes) return 0;
+            if (!itself && overlap(filled, shown, what->nbytes)) return 0;
         }
     return 1;
 }

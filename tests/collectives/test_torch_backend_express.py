@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch_cards import TorchCards
 
+from superpod.collectives import flat
 from superpod.collectives.express import Express
 from superpod.interconnect import board
 from superpod.interconnect.errors import InvalidValue, PeerLost, RemoteError
@@ -231,3 +235,100 @@ def left_alone(rank: int, n: int) -> list[str]:
 
 def test_a_call_that_is_not_waited_for_fails_as_others_do(torch_cards: TorchCards) -> None:
     assert torch_cards(2, left_alone)[0] == ["done"] * 3 + ["failed"]
+
+
+def overlapping(rank: int, n: int, code: str) -> None:
+    """Each call three times: with arrays apart, so that there is a short way, and with those that overlap."""
+    set_code(rank, code)
+    count = 600_000
+    for turn in range(3):
+        whole = torch.cat([torch.full((count,), 100.0 * rank + target) for target in range(n)])
+        dist.all_to_all_single(whole if turn else torch.zeros(n * count), whole)
+        if turn:
+            assert torch.equal(whole, torch.cat([torch.full((count,), 100.0 * r + rank) for r in range(n)]))
+        for op in (dist.ReduceOp.SUM, dist.ReduceOp.MAX):
+            whole = torch.cat([torch.full((count,), 100.0 * rank + target) for target in range(n)])
+            other = (rank + 1) % n
+            home = whole[other * count : (other + 1) * count] if turn else torch.zeros(count)
+            dist.reduce_scatter_single(home, whole, op)
+            every = torch.tensor([100.0 * r + rank for r in range(n)])
+            assert (home == (every.sum() if op == dist.ReduceOp.SUM else every.max())).all()
+        same = torch.zeros(count)
+        dist.all_gather(
+            [same] * n if turn else [torch.zeros(count) for _ in range(n)], torch.full((count,), float(rank))
+        )
+        assert not turn or (same == n - 1).all()
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("n", [2, 3])
+def test_tensors_that_overlap(torch_cards: TorchCards, n: int, code: str) -> None:
+    on(torch_cards, n, overlapping, code)
+
+
+def emptied(rank: int, n: int) -> None:
+    """The list for a gather loses its tensors while the call waits for the other rank."""
+    own = torch.full((1000,), rank + 1.0)
+    for _ in range(2):
+        dist.gather(own, [torch.zeros(1000) for _ in range(n)] if rank == 0 else None, 0)
+    if rank:
+        time.sleep(0.3)
+        dist.gather(own, None, 0)
+        return
+    blocks, later = [torch.zeros(1000) for _ in range(n)], []
+
+    def empty() -> None:
+        time.sleep(0.1)
+        blocks.clear()
+        later.extend(torch.zeros(1000) for _ in range(n))
+
+    thread = threading.Thread(target=empty)
+    thread.start()
+    dist.gather(own, blocks, 0)
+    thread.join()
+    assert not any(tensor.any() for tensor in later)
+
+
+def test_a_list_that_is_emptied_meanwhile(torch_cards: TorchCards) -> None:
+    torch_cards(2, emptied)
+
+
+def refused(rank: int, n: int, code: str) -> None:
+    set_code(rank, code)
+    for _ in range(2):
+        dist.reduce_scatter(torch.zeros(8), [torch.ones(8)] * n)
+        dist.all_reduce(torch.ones(8), dist.ReduceOp.MAX)
+    with pytest.raises(InvalidValue, match="0 tensors in the input list, must be one a rank: 2"):
+        dist.reduce_scatter(torch.zeros(8), [])
+    start = time.monotonic()
+    without_memory = torch._efficientzerotensor(8)
+    with pytest.raises((RuntimeError, RemoteError), match="ZeroTensor"):
+        dist.all_reduce(without_memory if rank == 0 else torch.ones(8), dist.ReduceOp.MAX)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_what_cannot_be_sent_is_said_to_all(torch_cards: TorchCards, code: str) -> None:
+    on(torch_cards, 2, refused, code)
+
+
+def interrupted(rank: int, n: int) -> set[tuple[str, ...]]:
+    """A signal's handler makes a call just after another one has run."""
+    engine = dist.group.WORLD._engine
+    run = flat.broadcast
+    signal.signal(signal.SIGUSR1, lambda *_: dist.all_reduce(torch.ones(3)))
+
+    def run_and_raise(*args: Any) -> None:
+        run(*args)
+        signal.raise_signal(signal.SIGUSR1)
+
+    flat.broadcast = run_and_raise
+    dist.broadcast(torch.ones(4), 0)
+    flat.broadcast = run
+    dist.broadcast(second := torch.full((4,), rank + 1.0), 0)
+    assert second.tolist() == [1.0] * 4
+    return {key[0] for key in engine.expresses}
+
+
+def test_a_call_of_a_handler_leaves_the_short_way_of_the_one_it_interrupts(torch_cards: TorchCards) -> None:
+    assert torch_cards(2, interrupted) == [{"broadcast", "all_reduce"}] * 2
