@@ -239,7 +239,7 @@ class GroupBase(dist.ProcessGroup):
     def _keep(self, short: Short, limit: Options, op: Operation | None = None) -> None:
         """Keep the short way for calls like the one that has just run. `op`: how it reduced, if it did."""
         if limit is GROUPS_OWN:
-            self._engine.keep(short.key, op)
+            self._engine.keep(short[0], op)
 
     def _issue(
         self, what: str, action: Callable[[], Any], opts: Any, result: Any, short: Short | None = None

@@ -50,7 +50,7 @@ class CopyGroup(GroupBase):
         self, tensors: list[Tensor] | Tensor, opts: Any = None, timeout: Any = None, *, root: int | None = None
     ) -> TorchWork:
         tensor, opts = only(tensors), options(dist.BroadcastOptions, opts, root, timeout)
-        short = Short(("broadcast", opts.rootRank, tensor.dtype, tensor.numel()), ((tensor, tensor.numel()),))
+        short = (("broadcast", opts.rootRank, tensor.dtype, tensor.numel()), tensor.dtype, ((tensor, tensor.numel()),))
         if self._by_express(short, opts):
             return ENDED
         source_rank, text, limit = opts.rootRank, label(tensor), limits(opts)
@@ -69,7 +69,7 @@ class CopyGroup(GroupBase):
         blocks, tensor = blocks_of(outputs), only(inputs)
         opts = options(_c10d.AllgatherOptions, opts, timeout)
         count = tensor.numel()
-        short = Short(("all_gather", tensor.dtype, count), ((tensor, count), (tuple(blocks), count)))
+        short = (("all_gather", tensor.dtype, count), tensor.dtype, ((tensor, count), (tuple(blocks), count)))
         if self._by_express(short, opts):
             return ENDED
         self._expect(len(blocks), "tensors in the output list")
@@ -80,7 +80,7 @@ class CopyGroup(GroupBase):
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> TorchWork:  # noqa: A002
         n, opts, count = self._engine.world_size, options(_c10d.AllgatherOptions, opts), input.numel()
-        short = Short(("all_gather", input.dtype, count), ((input, count), (output, n * count)))
+        short = (("all_gather", input.dtype, count), input.dtype, ((input, count), (output, n * count)))
         if self._by_express(short, opts):
             return ENDED
         check(input, output)
@@ -130,7 +130,7 @@ class CopyGroup(GroupBase):
         tensor, opts = only(inputs), options(dist.GatherOptions, opts, root, timeout)
         count = tensor.numel()
         into = ((tuple(blocks_of(outputs)), count),) if self._engine.rank == opts.rootRank else ()
-        short = Short(("gather", opts.rootRank, tensor.dtype, count), ((tensor, count), *into))
+        short = (("gather", opts.rootRank, tensor.dtype, count), tensor.dtype, ((tensor, count), *into))
         if self._by_express(short, opts):
             return ENDED
         text, limit = label(tensor), limits(opts)
@@ -152,7 +152,7 @@ class CopyGroup(GroupBase):
         tensor, opts = only(outputs), options(dist.ScatterOptions, opts, root, timeout)
         count = tensor.numel()
         given = ((tuple(blocks_of(inputs)), count),) if self._engine.rank == opts.rootRank else ()
-        short = Short(("scatter", opts.rootRank, tensor.dtype, count), (*given, (tensor, count)))
+        short = (("scatter", opts.rootRank, tensor.dtype, count), tensor.dtype, (*given, (tensor, count)))
         if self._by_express(short, opts):
             return ENDED
         text, limit = label(tensor), limits(opts)
@@ -206,7 +206,7 @@ class CopyGroup(GroupBase):
     ) -> TorchWork:
         opts, equal = options(_c10d.AllToAllOptions, opts, timeout), not input_splits and not output_splits
         key = ("all_to_all", input.dtype, input.shape, output.shape)
-        short = Short(key, ((input, input.numel()), (output, input.numel()))) if equal else None
+        short = (key, input.dtype, ((input, input.numel()), (output, input.numel()))) if equal else None
         if short is not None and self._by_express(short, opts):
             return ENDED
         check(output, input)
@@ -251,7 +251,7 @@ class CopyGroup(GroupBase):
 
     def barrier(self, opts: Any = None, *, timeout: Any = None) -> TorchWork:
         opts = options(_c10d.BarrierOptions, opts, timeout)
-        short = Short(("barrier",), ((_BYTE, 1),))
+        short = (("barrier",), _BYTE.dtype, ((_BYTE, 1),))
         if self._by_express(short, opts):
             return ENDED
         limit = limits(opts)

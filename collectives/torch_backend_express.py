@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import pack
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,19 +15,12 @@ from superpod.collectives.express import Express
 from superpod.collectives.torch_backend_options import GROUPS_OWN, limits
 from superpod.collectives.torch_backend_tensors import lies_flat, own_numbers, source
 
-
-class Short(NamedTuple):
-    """A call as its short way knows it.
-
-    Attributes:
-        key: of such calls in Engine.expresses.
-        operands: in the order of ShortWay.run: a tensor, or one for each rank, and how many elements it has, or each of
-            them. All are of one dtype, the key's, or else the call goes the long way. A tuple, unlike a caller's list,
-            keeps its tensors in memory until the call has ended.
-    """
-
-    key: Any
-    operands: tuple[tuple[Tensor | tuple[Tensor, ...], int], ...]
+Operand: TypeAlias = "tuple[Tensor | tuple[Tensor, ...], int]"
+"""A tensor, or one for each rank; how many elements it has, or each of them. A tuple, unlike a caller's list, keeps its
+tensors in memory until the call has ended."""
+Short: TypeAlias = "tuple[Any, torch.dtype, tuple[Operand, ...]]"
+"""A call as its short way knows it: the key of such calls in Engine.expresses; the dtype that all tensors should have, or
+else it goes the long way; the operands in the order of ShortWay.run. It is made for every call, and so a tuple."""
 
 
 def run_short(engine: Engine, short: Short, opts: Any) -> bool:
@@ -35,7 +28,7 @@ def run_short(engine: Engine, short: Short, opts: Any) -> bool:
 
     `opts`: torch's options; None, and the values of torch's shorter signatures, go the long way.
     """
-    way = engine.expresses.get(short.key)
+    way = engine.expresses.get(short[0])
     if way is None or getattr(opts, "asyncOp", True) or limits(opts) is not GROUPS_OWN:
         return False
     if not isinstance(way, Express):
@@ -47,7 +40,7 @@ def run_short(engine: Engine, short: Short, opts: Any) -> bool:
 
 def issued(engine: Engine, short: Short, action: Callable[[], Any]) -> Callable[[], Any]:
     """What carries an asynchronous call out when its turn comes: the short way in compiled code, or else `action`."""
-    way = engine.expresses.get(short.key)
+    way = engine.expresses.get(short[0])
     if way is None or isinstance(way, Express) or (places := _places(short)) is None:
         return action
     run_issued = way.run_issued
@@ -59,22 +52,20 @@ def issued(engine: Engine, short: Short, action: Callable[[], Any]) -> Callable[
     return either
 
 
-def _dtype(short: Short) -> torch.dtype | None:
-    """That all tensors should have, if there are any."""
-    first = short.operands[0][0] if short.operands else None
-    tensor = first[0] if isinstance(first, tuple) and first else first
-    return tensor.dtype if isinstance(tensor, Tensor) else None
-
-
 def _places(short: Short) -> list[int | bytes] | None:
     """Where the operands lie: an address, or the addresses of several in one; None if compiled code cannot use them."""
-    dtype, places = _dtype(short), list[int | bytes]()
-    for operand, count in short.operands:
-        tensors = operand if isinstance(operand, tuple) else (operand,)
-        if not all(_fits(tensor, dtype, count) for tensor in tensors):
+    _, dtype, operands = short
+    places: list[int | bytes] = []
+    for operand, count in operands:
+        if isinstance(operand, tuple):
+            for tensor in operand:
+                if not _fits(tensor, dtype, count):
+                    return None
+            places.append(pack(f"{len(operand)}Q", *[tensor.data_ptr() for tensor in operand]))
+        elif _fits(operand, dtype, count):
+            places.append(operand.data_ptr())
+        else:
             return None
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        places.append(pack(f"{len(addresses)}Q", *addresses) if isinstance(operand, tuple) else addresses[0])
     return places
 
 
@@ -82,8 +73,9 @@ def _arrays(short: Short, *, reduces: bool) -> list[Any] | None:
     """The operands' memory as arrays; None if there are several for one, if one would have to be copied, and if two of
     them overlap, so that one may be written before all of the other is read.
     """
-    dtype, arrays = _dtype(short), list[Any]()
-    for operand, count in short.operands:
+    _, dtype, operands = short
+    arrays: list[Any] = []
+    for operand, count in operands:
         if isinstance(operand, tuple) or not _fits(operand, dtype, count):
             return None
         try:
@@ -96,7 +88,13 @@ def _arrays(short: Short, *, reduces: bool) -> list[Any] | None:
     return None if len(arrays) == 2 and np.may_share_memory(*arrays) else arrays
 
 
-def _fits(tensor: Any, dtype: torch.dtype | None, count: int) -> bool:
+def _fits(tensor: Any, dtype: torch.dtype, count: int) -> bool:
     """Whether it is a dense tensor of this dtype and length whose elements lie on the CPU in order."""
-    dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.is_cpu
-    return dense and tensor.dtype is dtype and tensor.numel() == count and lies_flat(tensor)
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.dtype is dtype
+        and tensor.numel() == count
+        and tensor.layout is torch.strided
+        and tensor.is_cpu
+        and lies_flat(tensor)
+    )

@@ -48,8 +48,9 @@ class CollectiveGroup(CopyGroup):
     ) -> TorchWork:
         tensor = only(tensors)
         opts = options(_Options, opts, op, timeout)
-        reduce = reduction(opts.reduceOp, tensor.dtype)
-        short = Short(("all_reduce", reduce, tensor.dtype, tensor.numel()), ((tensor, tensor.numel()),))
+        dtype, count = tensor.dtype, tensor.numel()
+        reduce = reduction(opts.reduceOp, dtype)
+        short = (("all_reduce", reduce, dtype, count), dtype, ((tensor, count),))
         if self._by_express(short, opts):
             return ENDED
         limit = limits(opts)
@@ -87,7 +88,7 @@ class CollectiveGroup(CopyGroup):
             self._engine.rank == opts.rootRank,
         )
         given = ((tensor, count),)
-        short = Short(("reduce", opts.rootRank, reduce, tensor.dtype, count), given * 2 if at_root else given)
+        short = (("reduce", opts.rootRank, reduce, tensor.dtype, count), tensor.dtype, given * 2 if at_root else given)
         if self._by_express(short, opts):
             return ENDED
         text, limit = dtype_name(tensor.dtype), limits(opts)
@@ -110,7 +111,11 @@ class CollectiveGroup(CopyGroup):
         output, blocks = only(outputs), blocks_of(inputs)
         opts = options(dist.ReduceScatterOptions, opts, op, timeout)
         count, reduce = output.numel(), reduction(opts.reduceOp, output.dtype)
-        short = Short(("reduce_scatter", reduce, output.dtype, count), ((tuple(blocks), count), (output, count)))
+        short = (
+            ("reduce_scatter", reduce, output.dtype, count),
+            output.dtype,
+            ((tuple(blocks), count), (output, count)),
+        )
         if self._by_express(short, opts):
             return ENDED
         self._expect(len(blocks), "tensors in the input list")
@@ -120,7 +125,7 @@ class CollectiveGroup(CopyGroup):
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> TorchWork:  # noqa: A002
         n, opts, count = self._engine.world_size, options(dist.ReduceScatterOptions, opts), output.numel()
         reduce = reduction(opts.reduceOp, output.dtype)
-        short = Short(("reduce_scatter", reduce, output.dtype, count), ((input, n * count), (output, count)))
+        short = (("reduce_scatter", reduce, output.dtype, count), output.dtype, ((input, n * count), (output, count)))
         if self._by_express(short, opts):
             return ENDED
         check(output, input)
