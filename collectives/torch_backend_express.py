@@ -19,7 +19,7 @@ Operand: TypeAlias = "tuple[Tensor | tuple[Tensor, ...], int]"
 """A tensor, or one for each rank; how many elements it has, or each of them. A tuple, unlike a caller's list, keeps its
 tensors in memory until the call has ended."""
 Short: TypeAlias = "tuple[Any, torch.dtype, tuple[Operand, ...]]"
-"""A call as its short way knows it: the key of such calls in Engine.expresses; the dtype of all tensors, if it is not to
+"""A call as its short way knows it: the key of such in Engine.expresses; the dtype of all tensors, if it is not to
 go the long way; the operands in the order of ShortWay.run. It is made for every call, and so a tuple."""
 
 
