@@ -24,7 +24,7 @@ _EXCHANGED = (
     512 << 10,
 )  # bytes for one card, and of one card: larger pieces leave the cache before they are read
 _PAIR = 1 << 20  # bytes of a piece between two cards
-_READ = {"all_to_all": (64 << 10, 1024), "all_gather": (512 << 10, 16), "scatter": (256 << 10, 1024)}
+_READ = {"all_to_all": (64 << 10, 1024), "all_gather": (512 << 10, 4), "scatter": (256 << 10, 1024)}
 """Bytes of a block from which on it is read where it lies, and the cards up to which that takes less time."""
 
 
