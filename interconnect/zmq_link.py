@@ -47,7 +47,7 @@ _MORE = int(zmq.SNDMORE)
 _EVENT = struct.Struct("=Hi")
 _TOKEN = 8  # bytes
 _SETTLE = 1.0  # seconds that ZeroMQ's thread may need to be scheduled, on a machine with many cards
-_VANISHED = 3  # seconds without a sign of life after which the kernel gives up a connection to another host
+_VANISHED = 10  # seconds of silence after which the kernel gives up a connection between hosts; 3 are four lost packets
 _MAX_FRAME = (64 << 20) + MAX_HEADER  # bytes; the largest segment that env.py allows
 
 
