@@ -16,6 +16,7 @@ from superpod.interconnect.turns import Turns
 from superpod.interconnect.wire import Header, Kind, encode
 
 LINGER = 3.0  # seconds that closing may take to deliver what is under way
+_LINGER_ABORTED = 0.3  # the same once the launcher has ended the job: it has told everybody, and some may be unreachable
 
 
 class Leaving(Trouble):
@@ -79,7 +80,8 @@ class Leaving(Trouble):
             self._release()
 
     def _release(self) -> None:
-        self.link.close(LINGER)
+        aborted = self._abort is not None and self._abort.failure() is not None
+        self.link.close(_LINGER_ABORTED if aborted else LINGER)
         if self._abort is not None:
             self._abort.close()
 

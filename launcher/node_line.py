@@ -116,11 +116,16 @@ class HeadLine(_Counted):
         self._desk, self._name = desk, name
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._inbox: list[bytes] = []
-        self.dismissed = False  # told to go, and has not yet said that it knows
+        self._dismissed = self._said_bye = False
 
     def send(self, message: dict[str, Any]) -> None:
+        self._dismissed = self._dismissed or message.get("do") in LAST
         super().send(message)
-        self.dismissed = self.dismissed or message.get("do") in LAST
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the agent was told to go, and may still say that it knows: not by a connection that has broken."""
+        return self._dismissed and not self._said_bye and self.doubted is None
 
     def fileno(self) -> int:
         return self._event
@@ -130,10 +135,12 @@ class HeadLine(_Counted):
         return False  # the descriptor tells
 
     def bring(self, data: bytes) -> None:
-        """A message from the agent."""
-        self.doubted = None
-        self._inbox.append(data)
-        os.eventfd_write(self._event, 1)
+        """A message from the agent; a closed line only heeds that it goes."""
+        self._said_bye = self._said_bye or (self._dismissed and (unpack(data) or {}).get("event") == "bye")
+        if not (self._said_bye or self.closed):
+            self.doubted = None
+            self._inbox.append(data)
+            os.eventfd_write(self._event, 1)
 
     def broke(self) -> None:
         """The connection to the agent has: it has been killed, or will be back."""
@@ -173,8 +180,7 @@ class HeadDesk:
             if (line := self._lines.get(name)) is None:
                 line = self._lines[name] = HeadLine(self, name)
                 self._on_new(line)
-            if not line.closed:
-                line.bring(data)
+            line.bring(data)
         for name in self._desk.broken():
             self._lines[name].broke()
 
@@ -186,11 +192,10 @@ class HeadDesk:
     def close(self) -> None:
         """Once those who were told to go have heard it: ZeroMQ drops what a peer has not taken when a line breaks."""
         end = time.monotonic() + _BYE_WITHIN
-        while any(line.dismissed for line in self._lines.values()) and (rest := end - time.monotonic()) > 0:
+        self._on_new = lambda line: line.send({"do": "refuse", "why": "the job is over"})
+        while any(line.lingers for line in self._lines.values()) and (rest := end - time.monotonic()) > 0:
             select.select([self._desk], [], [], rest)
-            for name, data in self._desk.read():
-                if name in self._lines and (unpack(data) or {}).get("event") == "bye":
-                    self._lines[name].dismissed = False
+            self.serve()
         for line in self._lines.values():
             line.close()
         self._desk.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 
 import numpy as np
@@ -32,6 +33,7 @@ from superpod.interconnect.errors import (
     RemoteError,
     SuperpodError,
 )
+from superpod.interconnect.host import Address, host_id
 from superpod.interconnect.rendezvous import AddressBook
 
 # Deadlines
@@ -176,6 +178,18 @@ def test_the_abort_flag_is_seen_by_who_only_looks(job):
     card.mesh.advance([receive], card.group, seconds=0)
     with pytest.raises(PeerLost, match="was killed by SIGKILL"):
         card.mesh.advance([receive], card.group, seconds=0)
+
+
+@pytest.mark.parametrize("kind", ["zmq-tcp"], indirect=True)
+def test_after_the_abort_nobody_lingers_for_a_card_that_takes_nothing(job):
+    switch, card = job
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        endpoint = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        card.mesh.link.connect(1, Address(endpoint, "00" * 8, host_id()).text())
+        card.send(1, b"x")
+        switch.pull(Failure(5, "host", 4711, "was killed by SIGKILL"))
+        with within(2):
+            card.close()
 
 
 @pytest.mark.parametrize("kind", ["zmq-ipc"], indirect=True)

@@ -330,9 +330,34 @@ def test_an_agent_whose_connection_breaks_is_in_doubt_until_it_speaks(desk):
     (broken,) = [line for line in lines if line.doubted]
     assert broken.receive() == [{"node": 0}]
     assert 0 < broken.doubted - time.monotonic() < 2
+    broken.send({"do": "leave", "code": 0})
+    assert not broken.lingers
     broken.bring(pack({"beat": True}))
     assert broken.doubted is None
     agents[1].close()
+
+
+def test_an_agent_that_has_said_bye_is_not_waited_for(desk):
+    head, lines, call = desk
+    agent = call()
+    agent.send({"node": 0})
+
+    def joined():
+        agent.push()
+        return bool(lines)
+
+    turn(head, joined)
+    (line,) = lines
+    line.send({"do": "leave", "code": 0})
+    assert line.lingers
+    assert arrive(agent, 1) == [{"do": "leave", "code": 0}]
+    agent.send({"event": "bye"})
+    turn(head, lambda: not line.lingers)
+    line.send({"do": "leave", "code": 1})  # the head says so twice
+    assert not line.lingers
+    assert line.receive() == [{"node": 0}]
+    line.close()
+    agent.close()
 
 
 def test_what_is_under_way_is_bounded(desk):
