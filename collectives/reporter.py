@@ -115,21 +115,19 @@ class Reporter:
         standings = {rank: standing_from(rank, answer) for rank, answer in answers.items()}
         standings[self._rank] = standing_from(self._rank, self.answer())
         silent = asked - standings.keys()
-        pids = {} if self._directory is None else stacks.writers(self._directory)
-        will = [stacks.ask(pids[rank]) for rank in silent & pids.keys()]
-        if any(will):
+        pids, questions = dict[int, int](), dict[int, stacks.Question | None]()
+        if self._directory is not None:
+            pids = stacks.writers(self._directory)
+            questions = {rank: stacks.ask(self._directory, rank, pids[rank]) for rank in silent & pids.keys()}
+        if any(questions.values()):
             time.sleep(stacks.ANSWER_WITHIN)
         for rank in silent:
-            standings[rank] = self._standing_of_silent(rank, pids.get(rank, 0), has_desk=rank not in absent)
+            pid, question = pids.get(rank, 0), questions.get(rank)
+            how = silence(pid, has_desk=rank not in absent)
+            calls, groups = read_record_of(pid) if pid else ((), {})
+            stack = question.answer() if question else ()
+            standings[rank] = Standing(rank, tuple(calls), groups, stack=stack, silent=how)
         return standings
-
-    def _standing_of_silent(self, rank: int, pid: int, *, has_desk: bool) -> Standing:
-        """What can be known of a card without its help; `pid` is 0 where it is not known."""
-        how = silence(pid, has_desk=has_desk)
-        if not pid or self._directory is None:
-            return Standing(rank, silent=how)
-        calls, groups = read_record_of(pid)
-        return Standing(rank, tuple(calls), groups, stack=stacks.read(self._directory, rank, pid), silent=how)
 
     def _look_up(self, rank: int) -> str | None:
         for book in reversed(self._books):

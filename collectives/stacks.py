@@ -13,6 +13,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import NamedTuple
 
 from superpod.collectives.places import Frame, is_foreign, shortened
 
@@ -40,27 +41,36 @@ def writers(directory: Path) -> dict[int, int]:
     return {int(rank): int(pid) for rank, _, pid in names if rank.isdecimal() and pid.isdecimal()}
 
 
-def ask(pid: int) -> bool:
-    """Send the signal to a card; returns whether it will answer, as soon as it runs."""
+class Question(NamedTuple):
+    """What a card was asked. Attributes: file: where it answers; older: bytes there that it wrote before."""
+
+    file: Path
+    older: int
+
+    def answer(self) -> tuple[Frame, ...]:
+        """The latest stack that the card wrote since, the innermost frame first; () if none: it may be stopped."""
+        with contextlib.suppress(OSError):
+            text = self.file.read_bytes()[self.older :].decode(errors="replace")
+            latest = text.rpartition("most recent call first")[2]
+            found = [match.groups() for match in map(_LINE.fullmatch, latest.splitlines()) if match is not None]
+            frames = [Frame(shortened(file), int(line), name, not is_foreign(file)) for file, line, name in found]
+            while frames and not frames[-1].users:
+                frames.pop()  # how the launcher came to run the user's program
+            return tuple(frames[:_MOST_FRAMES])
+        return ()
+
+
+def ask(directory: Path, rank: int, pid: int) -> Question | None:
+    """Send the signal to a card, which answers as soon as it runs; None if it will not."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         status = Path(f"/proc/{pid}/status").read_text().splitlines()
         caught = next(line for line in status if line.startswith("SigCgt:"))
         if int(caught.split()[1], 16) & 1 << (SIGNAL - 1):
+            file = _file(directory, rank, pid)
+            question = Question(file, file.stat().st_size)
             os.kill(pid, SIGNAL)
-            return True
-    return False
-
-
-def read(directory: Path, rank: int, pid: int) -> tuple[Frame, ...]:
-    """The latest stack that a card wrote, the innermost frame first; () if it has not."""
-    with contextlib.suppress(OSError):
-        latest = _file(directory, rank, pid).read_text(errors="replace").rpartition("most recent call first")[2]
-        found = [match.groups() for match in map(_LINE.fullmatch, latest.splitlines()) if match is not None]
-        frames = [Frame(shortened(file), int(line), name, not is_foreign(file)) for file, line, name in found]
-        while frames and not frames[-1].users:
-            frames.pop()  # how the launcher came to run the user's program
-        return tuple(frames[:_MOST_FRAMES])
-    return ()
+            return question
+    return None
 
 
 def _file(directory: Path, rank: int, pid: int) -> Path:

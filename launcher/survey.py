@@ -62,7 +62,7 @@ class Survey:
         self._answers: dict[int, Standing] = {}
         self._deadline = 0.0
         self._found: dict[int, tuple[str, int]] = {}
-        self._signalled = False  # those who have not answered have been asked for their stack in the other way
+        self._questions: dict[int, stacks.Question] = {}  # to those who have not answered: for their stack, by a signal
         self._when_done: list[Callable[[Standings], None]] = []
 
     def begin(self, when_done: Callable[[Standings], None]) -> None:
@@ -71,7 +71,7 @@ class Survey:
         if self._inquiry is not None:
             return
         self._inquiry, self._answers = Inquiry(), {}
-        self._deadline, self._signalled = time.monotonic() + ANSWER_WITHIN, False
+        self._deadline, self._questions = time.monotonic() + ANSWER_WITHIN, {}
         self._found = desks(self._directory)
         for card in self._cards:
             if card.pid and card.code is None:
@@ -93,9 +93,9 @@ class Survey:
         for rank, answer in self._inquiry.read():
             self._answers[rank] = standing_from(rank, answer)
         gone = {rank for rank in self._inquiry.waits_for if self._outcome.cards[rank].code is not None}
-        if (self._signalled or self._inquiry.waits_for - gone) and time.monotonic() < self._deadline:
+        if (self._questions or self._inquiry.waits_for - gone) and time.monotonic() < self._deadline:
             return
-        if not self._signalled and self._signal():
+        if not self._questions and self._signal():
             return
         absent = self._inquiry.absent
         self._stop()
@@ -106,11 +106,13 @@ class Survey:
 
     def _signal(self) -> bool:
         """Ask those for their stack who cannot answer; returns whether there are any who will give it."""
-        running = (card for card in self._cards if card.pid and card.code is None)
-        will = [stacks.ask(card.pid) for card in running if card.rank not in self._answers]
-        self._signalled = any(will)
+        for card in self._cards:
+            if card.pid and card.code is None and card.rank not in self._answers:
+                question = stacks.ask(self._directory, card.rank, card.pid)
+                if question is not None:
+                    self._questions[card.rank] = question
         self._deadline = time.monotonic() + stacks.ANSWER_WITHIN
-        return self._signalled
+        return bool(self._questions)
 
     def _standing(self, card: Card, absent: set[int]) -> Standing:
         if card.rank in self._answers:
@@ -122,7 +124,7 @@ class Survey:
         elif card.code is not None:
             how = ended_how(card)
         else:
-            stack = stacks.read(self._directory, card.rank, card.pid) if self._signalled else ()
+            stack = self._questions[card.rank].answer() if card.rank in self._questions else ()
             how = silence(card.pid, has_desk=card.rank in self._found and card.rank not in absent)
         return Standing(card.rank, tuple(calls), groups, stack=stack, silent=how)
 
