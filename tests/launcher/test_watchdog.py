@@ -89,7 +89,8 @@ def test_an_expired_wait_says_where_the_late_rank_is(late, how):
     )
     assert re.search(r"waiting for rank \d in all_reduce\(10 × float32, sum\) by [\w ]+\n", report)
     alone = waiting("0-1").replace("ranks 0-1 wait ", "rank [01] waits ")  # the other one's time ran out a moment ago
-    assert re.search(f"{waiting('0-1')}|{alone}", report), report
+    both = rf"ranks 0-1 were in {CALL} of group world, called in step\(\) at late\.py:\d+, which failed\n"
+    assert re.search(f"{waiting('0-1')}|{alone}|{both}", report), report
     assert re.search(stuck_in(how), report), report
     assert ended.seconds < 12
 
