@@ -7,8 +7,8 @@ same processes as superpod's torch backend; Open MPI through its mpirun, with a 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from superpod.benchmarks.plan import choose
 from superpod.interconnect.env import LauncherSettings, exported
@@ -55,16 +55,15 @@ class Hosts:
             options += ["-x", _GLOO]
         return options if encrypted else [*options, "--no-encryption"]
 
-    def open_mpi(self, folder: Path) -> list[str]:
-        """mpirun's options, and a file in `folder` that they name.
+    def open_mpi(self, file: Callable[[str], str]) -> list[str]:
+        """mpirun's options. `file`: makes a file with a text, and returns its path.
 
         ob1 is what uses the transports that are listed here: sm within a host, tcp between them. Ranks give way while
         they wait where a host has more of them than processors, as mpirun has it by itself on one host.
         """
-        hostfile = folder / "hostfile"
-        hostfile.write_text("".join(f"{host.plain} slots={host.cards}\n" for host in self.hosts))
+        hostfile = file("".join(f"{host.plain} slots={host.cards}\n" for host in self.hosts))
         crowded = max(host.cards for host in self.hosts) > len(os.sched_getaffinity(0))
-        options = ["--hostfile", str(hostfile), "--prtemca", "plm_ssh_agent", LauncherSettings.read().ssh]
+        options = ["--hostfile", hostfile, "--prtemca", "plm_ssh_agent", LauncherSettings.read().ssh]
         for name, value in (
             ("pml", "ob1"),
             ("btl", "tcp,self,sm"),

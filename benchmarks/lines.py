@@ -1,5 +1,7 @@
 """The lines between superpod-bench and the ranks that it measures: a Unix socket, or tcp if they are on several hosts.
 
+The Unix socket has a name and no file, so that nothing is left of it, whatever ends superpod-bench.
+
 Whoever connects is asked a question that only those can answer who know the run's token, which ranks find in their
 environment; the token itself is not sent. Who cannot answer is hung up on, and counts for nothing. Afterwards a line
 carries orders and answers, JSON, one in a line of text, in clear.
@@ -24,7 +26,7 @@ Answer = dict[str, Any]
 _LONGEST = 1 << 16  # bytes of an answer
 _HESITATION = 10.0  # seconds that somebody who has connected may take to answer
 _SILENCE = 5  # seconds without a sign of life after which another host counts as gone
-_TCP = "tcp://"
+_TCP, _NAME = "tcp://", "@"
 
 
 class Line:
@@ -61,8 +63,8 @@ class Line:
 class Door:
     """Where ranks come in."""
 
-    def __init__(self, path: str, address: str, backlog: int) -> None:
-        """`address`: of this host, for ranks on several; "" for a Unix socket at `path`."""
+    def __init__(self, address: str, backlog: int) -> None:
+        """`address`: of this host, for ranks on several; "" for a Unix socket."""
         self.token = secrets.token_hex(32)
         self._most = 2 * backlog + 16  # who has not answered yet; with more of them the first is hung up on
         self._strangers: dict[int, tuple[Line, str, float]] = {}
@@ -71,10 +73,10 @@ class Door:
             self._listener = socket.create_server((address, 0), family=family, backlog=backlog)
             self.address = tcp_endpoint(address, str(self._listener.getsockname()[1]))
         else:
+            self.address = f"{_NAME}superpod-bench-{secrets.token_hex(8)}"
             self._listener = socket.socket(socket.AF_UNIX)
-            self._listener.bind(path)
+            self._listener.bind(_without_file(self.address))
             self._listener.listen(backlog)
-            self.address = path
 
     def arrivals(self, seconds: float) -> list[tuple[Line, Answer]]:
         """Ranks that have come in, and what they say of themselves; after `seconds` at the latest, perhaps none."""
@@ -137,7 +139,7 @@ def come_in(address: str) -> tuple[socket.socket, str]:
         _keep_alive(connection)
     else:
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(address)
+        connection.connect(_without_file(address))
     connection.settimeout(_HESITATION)
     question = b""
     while not question.endswith(b"\n"):
@@ -147,6 +149,11 @@ def come_in(address: str) -> tuple[socket.socket, str]:
         question += more
     connection.settimeout(None)
     return connection, proof(bench_token(), question.decode().strip())
+
+
+def _without_file(address: str) -> str:
+    """A socket's name as the system knows it."""
+    return "\0" + address.removeprefix(_NAME)
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -149,7 +149,7 @@ class Field:
         """The command of an MPI; Open MPI asks before it runs more ranks than there are cores, or runs as root."""
         more = ["--allow-run-as-root"] if peer == "openmpi" else []
         if self.hosts is not None:
-            more += self.hosts.open_mpi(stage.folder)
+            more += self.hosts.open_mpi(stage.file)
         elif peer == "openmpi":
             more.append("--oversubscribe")
         run = [str(self._program(peer, "mpirun")), *more, "-n", str(stage.world_size)]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 from superpod.benchmarks.job import JobFailed, end
@@ -43,12 +42,17 @@ class Stage:
     def __init__(self, world_size: int, address: str = "") -> None:
         """`address`: of this host, for ranks on several hosts; "" where all are on this one."""
         self.world_size = world_size
-        self._folder = tempfile.TemporaryDirectory(prefix="superpod-bench-")
-        self.folder = Path(self._folder.name)
-        self._door = Door(str(self.folder / "turns"), address, world_size)
+        self._door = Door(address, world_size)
         self.address = self._door.address  # where ranks come in
         self._players: dict[str, tuple[Job, str]] = {}  # name → its job, and what it is called there
         self._jobs: list[Job] = []
+        self._files: list[int] = []  # descriptors
+
+    def file(self, text: str) -> str:
+        """The path of a file with this text, which other programs on this host can read until the stage ends."""
+        self._files.append(os.memfd_create("superpod-bench", os.MFD_CLOEXEC))
+        os.write(self._files[-1], text.encode())
+        return f"/proc/{os.getpid()}/fd/{self._files[-1]}"
 
     def start(self, name: str, command: Sequence[str], variables: Mapping[str, str], mark: str = "") -> float:
         """Start a job and wait until all ranks are there; seconds until the last one was ready, on one host.
@@ -127,4 +131,5 @@ class Stage:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 job.process.wait(0 if exc[0] else 15)
             end(job.process)
-        self._folder.cleanup()
+        while self._files:
+            os.close(self._files.pop())

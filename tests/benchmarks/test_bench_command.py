@@ -148,13 +148,18 @@ def _children(pid):
 
 @pytest.fixture
 def running(tmp_path):
-    """A benchmark that has shown its first row and has much left to do: (process, those below it, its result file)."""
-    path = tmp_path / "r.json"
+    """A benchmark that has shown its first row and has much left to do: (process, those below it, its result file).
+
+    Its temporary files lie beside that, in "tmp".
+    """
+    path, temporary = tmp_path / "r.json", tmp_path / "tmp"
+    temporary.mkdir()
     process = subprocess.Popen(
         [*COMMAND, "barrier,all_reduce", "-n", "2", "--iters", "2000", "--budget", "60s", "-J", str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "TMPDIR": str(temporary), "XDG_RUNTIME_DIR": str(temporary)},
     )
     while not process.stdout.readline().startswith("# barrier:"):  # comes with the first row
         assert process.poll() is None
@@ -179,14 +184,16 @@ def _wait_for_end(pid, seconds=20):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_no_card_outlives_the_command(running, number):
-    process, below, _ = running
+def test_neither_cards_nor_files_outlive_the_command(running, number):
+    process, below, path = running
     assert len(below) >= 3  # superpod-run and two cards at least
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
     for pid in below:
         _wait_for_end(pid)
+    left = [file.name for file in (path.parent / "tmp").iterdir()]
+    assert [name for name in left if not name.startswith("superpod-flight-")] == []
 
 
 def test_a_card_that_dies_ends_the_command_and_what_was_measured_is_kept(running):

@@ -65,17 +65,23 @@ def test_superpod_run_understands_its_options(monkeypatch: pytest.MonkeyPatch) -
     assert (reach.encrypt, reach.interface, reach.exports) == (False, "=ib0", {"GLOO_SOCKET_IFNAME": "ib0"})
 
 
-def test_open_mpi_goes_through_ssh_and_tcp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_mpi_goes_through_ssh_and_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUPERPOD_SSH", "ssh -F some")
-    words = four_and_four(interface="ib0").open_mpi(tmp_path)
+    files: list[str] = []
+
+    def file(text: str) -> str:
+        files.append(text)
+        return "/some/file"
+
+    words = four_and_four(interface="ib0").open_mpi(file)
     text = " ".join(words)
-    assert (tmp_path / "hostfile").read_text() == "a slots=4\nb slots=4\n"
-    assert f"--hostfile {tmp_path}/hostfile" in text
+    assert files == ["a slots=4\nb slots=4\n"]
+    assert "--hostfile /some/file" in text
     assert words[words.index("plm_ssh_agent") + 1] == "ssh -F some"
     for option in ("--mca btl tcp,self,sm", "--mca pml ob1", "--mca btl_tcp_if_include ib0", "-x SUPERPOD_BENCH"):
         assert option in text
     assert f"--mca mpi_yield_when_idle {int(len(os.sched_getaffinity(0)) < 4)}" in text
-    assert "btl_tcp_if_include" not in four_and_four().open_mpi(tmp_path)
+    assert "btl_tcp_if_include" not in four_and_four().open_mpi(file)
 
 
 def names(field: Field, *algorithms: str) -> list[str]:
@@ -100,17 +106,19 @@ class Started:
 
     world_size, address = 8, "tcp://10.0.0.1:77"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.jobs: list[tuple[str, list[str], str]] = []
 
     def start(self, name: str, command: list[str], variables: dict[str, str], mark: str = "") -> float:
         self.jobs.append((name, command, mark))
         return 0.0
 
+    def file(self, text: str) -> str:
+        return "/some/file"
+
 
 def test_a_job_for_each_way_and_gloo_once(tmp_path: Path) -> None:
-    stage: Any = Started(tmp_path)
+    stage: Any = Started()
     Field(("gloo", "openmpi"), tmp_path, hosts=four_and_four("on,off")).start(stage, ("auto", "ring"))
     assert [(name, mark) for name, _, mark in stage.jobs] == [
         *(("superpod", ""), ("superpod-torch", "")),
@@ -126,7 +134,7 @@ def test_a_job_for_each_way_and_gloo_once(tmp_path: Path) -> None:
     ]
     assert told[5][0] == str(tmp_path / "openmpi/bin/mpirun")
     assert told[5][-2:] == [stage.address, "openmpi"]
-    alone: Any = Started(tmp_path)
+    alone: Any = Started()
     Field(("gloo",), hosts=four_and_four("off")).start(alone)
     assert [(name, command[-1], mark) for name, command, mark in alone.jobs] == [
         ("superpod", "auto", ""),

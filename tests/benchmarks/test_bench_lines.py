@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +17,8 @@ from superpod.benchmarks.lines import Door, Line, come_in, proof
 
 
 @pytest.fixture(params=["", "127.0.0.1", "::1"], ids=["unix", "ipv4", "ipv6"])
-def door(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
-    made = Door(str(tmp_path / "door"), request.param, 2)
+def door(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
+    made = Door(request.param, 2)
     monkeypatch.setenv("SUPERPOD_BENCH", made.token)
     yield made
     made.close()
@@ -29,7 +28,7 @@ def knock(door: Door) -> socket.socket:
     """Connect, and say nothing."""
     if not door.address.startswith("tcp:"):
         line = socket.socket(socket.AF_UNIX)
-        line.connect(door.address)
+        line.connect(door.address.replace("@", "\0"))
         return line
     host, _, port = door.address.removeprefix("tcp://").rpartition(":")
     return socket.create_connection((host.strip("[]"), int(port)))

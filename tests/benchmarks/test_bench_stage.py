@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 
@@ -41,7 +43,14 @@ def test_the_slowest_rank_counts_and_what_is_wrong_adds_up(address: str) -> None
         process = three._jobs[0].process
         assert process.poll() is None
     assert process.returncode == 0
-    assert not three.folder.exists()
+
+
+def test_a_file_for_other_programs_is_there_until_the_stage_ends() -> None:
+    with Stage(1) as one:
+        paths = [one.file(text) for text in ("a slots=4\n", "b")]
+        read = [subprocess.run(["cat", path], capture_output=True, text=True).stdout for path in paths]
+        assert read == ["a slots=4\n", "b"]
+    assert not any(map(os.path.exists, paths))
 
 
 def test_two_jobs_may_have_a_player_of_the_same_name() -> None:
