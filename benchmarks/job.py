@@ -1,7 +1,7 @@
 """Start the cards of a benchmark with superpod-run, and get rows of results from their rank 0.
 
-The channel is a pipe of superpod-bench, opened by rank 0 through /proc: it needs no file, a row arrives when it is
-written, and when superpod-bench dies the next row breaks the pipe, which ends the job.
+The channel is a pipe of superpod-bench, opened by rank 0 through /proc: it needs no file, and a row arrives when it is
+written. When superpod-bench dies, superpod-run is told to end the job.
 """
 
 from __future__ import annotations
@@ -17,8 +17,16 @@ from typing import IO, Any, Self
 
 from superpod.interconnect.env import child_environment
 
-LAUNCHER = "import sys; from superpod.launcher.cli import main; sys.exit(main())"
+_LAUNCHER = (
+    "import signal, sys; from superpod.launcher.processes import die_with_parent; "
+    "die_with_parent(int(sys.argv.pop(1)), signal.SIGTERM); from superpod.launcher.cli import main; sys.exit(main())"
+)
 _GRACE = 15.0  # seconds that superpod-run gets to end its cards
+
+
+def superpod_run() -> list[str]:
+    """The beginning of its command, for a child of this process's main thread, which it will not outlive."""
+    return [sys.executable, "-c", _LAUNCHER, str(os.getpid())]
 
 
 class JobFailed(RuntimeError):
@@ -53,7 +61,7 @@ def run(
     cards have ended when this ends, also when the caller stops early. Raises JobFailed when a card failed.
     """
     reading, writing = os.pipe()
-    command = [sys.executable, "-c", LAUNCHER, "-n", str(world_size), "--no-preload"]
+    command = [*superpod_run(), "-n", str(world_size), "--no-preload"]
     command += [f"--preload={shared}" for shared in preload]
     command += ["-m", module, plan, f"/proc/{os.getpid()}/fd/{writing}"]
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from superpod.benchmarks.hosts import Hosts
-from superpod.benchmarks.job import LAUNCHER
+from superpod.benchmarks.job import superpod_run
 from superpod.benchmarks.plan import AUTO, choose, player_name
 from superpod.benchmarks.stage import Stage
 from superpod.interconnect.errors import InvalidValue
@@ -134,7 +134,7 @@ class Field:
     ) -> tuple[list[str], dict[str, str]]:
         """(command, variables) of a module of superpod's on cards of superpod-run that share what is in `preload`."""
         where = ["-n", str(stage.world_size)] if self.hosts is None else self.hosts.superpod_run(encrypted=encrypted)
-        command = [sys.executable, "-c", LAUNCHER, *where, "--no-preload", f"--bind-to={bind_to}"]
+        command = [*superpod_run(), *where, "--no-preload", f"--bind-to={bind_to}"]
         command += [f"--preload={shared}" for shared in preload]
         target = ["-m", f"superpod.benchmarks.{module}", stage.address, *arguments]
         return [*command, *target], {"SUPERPOD_LINK": self.link}

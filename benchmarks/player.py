@@ -10,7 +10,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 
@@ -91,12 +91,18 @@ def play(address: str, rank: int, players: Mapping[str, Turns]) -> None:
     line, proof = come_in(address)
     with line, np.errstate(all="ignore"):  # in place, results pile up and overflow
         orders = line.makefile("r")
-        _say(line, {"proof": proof, "rank": rank, "players": list(players), "ready": time.monotonic()})
-        for text in orders:
-            order = json.loads(text)
+        answer = {"proof": proof, "rank": rank, "players": list(players), "ready": time.monotonic()}
+        while (order := _ask(line, orders, answer)) is not None:
             seconds, wrong = players[order["player"]].turn(order)
-            _say(line, {"seconds": seconds, "wrong": wrong})
+            answer = {"seconds": seconds, "wrong": wrong}
 
 
-def _say(line: socket.socket, what: dict[str, Any]) -> None:
-    line.sendall(json.dumps(what).encode() + b"\n")
+def _ask(line: socket.socket, orders: TextIO, answer: dict[str, Any]) -> dict[str, Any] | None:
+    """Give the answer to the last order, and wait for the next one; None if superpod-bench has gone."""
+    try:
+        line.sendall(json.dumps(answer).encode() + b"\n")
+        text = orders.readline()
+    except ConnectionError:  # in the middle of a turn
+        return None
+    order: dict[str, Any] | None = json.loads(text) if text.endswith("\n") else None
+    return order
