@@ -24,7 +24,7 @@ from superpod.collectives.flat import Options
 from superpod.collectives.operations import Operation
 from superpod.collectives.torch_backend_group import CollectiveGroup
 from superpod.collectives.torch_backend_options import limits, options, reduction
-from superpod.collectives.torch_backend_tensors import Reducible, check, distribute, dtype_name, joined, source
+from superpod.collectives.torch_backend_tensors import Reducible, check, distribute, dtype_name, joined, put, source
 from superpod.collectives.torch_backend_work import TorchWork, last_of
 from superpod.interconnect.errors import InvalidValue
 
@@ -177,4 +177,4 @@ def _all_gather(engine: Engine, outputs: list[Tensor], inputs: list[Tensor], lim
         block = np.ascontiguousarray(gathered[:, start : start + part.size])
         start += part.size
         if part.size:
-            output.detach().copy_(torch.from_numpy(block).reshape(-1).view(output.dtype).view(output.shape))
+            put(output.detach(), torch.from_numpy(block).reshape(-1).view(output.dtype).view(output.shape))

@@ -94,7 +94,7 @@ class Bytes:
 
     def close(self) -> None:
         if self._flat is not self._tensor:
-            self._tensor.copy_(self._flat)
+            put(self._tensor, self._flat)
 
 
 def own_numbers(tensor: Tensor) -> Array | None:
@@ -143,11 +143,22 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def store(tensor: Tensor, data: Array) -> None:
     """Put reduced numbers into a tensor of any dtype and memory layout, rounding once."""
-    tensor.detach().copy_(torch.from_numpy(data).view(tensor.shape))
+    put(tensor.detach(), torch.from_numpy(data).view(tensor.shape))
 
 
 def distribute(together: Tensor, blocks: list[Tensor]) -> None:
     """Copy consecutive elements into tensors of any shape and memory layout, rounding once."""
     parts = torch.split(together, [b.numel() for b in blocks])
     for block, part in zip(blocks, parts, strict=True):
-        block.detach().copy_(part.view(block.shape))
+        put(block.detach(), part.view(block.shape))
+
+
+def put(tensor: Tensor, value: Tensor) -> None:
+    """Copy `value`, of the same shape, into a tensor of any dtype and memory layout, rounding once.
+
+    Where elements share their memory, as after `expand`, they get the first one's value.
+    """
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim] > 1:
+            tensor, value = tensor.narrow(dim, 0, 1), value.narrow(dim, 0, 1)
+    tensor.copy_(value)

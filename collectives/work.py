@@ -135,6 +135,7 @@ class MessageWork(Work):
         if not self._ended and not self._wait_for(self._seconds if timeout is None else timeout):
             if timeout is not None:
                 return super().wait(0)
+            self._note(WAITING)  # so that this card says what it waits for
             self.carry_out(partial(self._fail, self._mesh.too_late(self._pendings, self._seconds, self.what)))
         return super().wait()
 
