@@ -9,6 +9,8 @@ from superpod.interconnect.errors import InvalidValue
 
 T = TypeVar("T")
 
+MOST_TIME_SCALE = 1e9  # a nanosecond takes a second
+
 
 def read(env: Mapping[str, str], name: str, parse: Callable[[str], T], default: T | None) -> T:
     """What `parse` makes of a variable; `default` when it is unset or empty. Raises InvalidValue."""
@@ -30,13 +32,13 @@ def whole(text: str) -> int:
 
 
 def scale(text: str) -> float:
-    """A finite number, 0 or more. Raises InvalidValue."""
+    """A time scale. Raises InvalidValue."""
     try:
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0 <= number < float("inf"):
-        raise InvalidValue("must be a number, 0 (off) or more, such as 1000")
+    if not 0 <= number <= MOST_TIME_SCALE:
+        raise InvalidValue(f"must be a number, 0 (off) or more, at most {MOST_TIME_SCALE:.0f}, such as 1000")
     return number
 
 

@@ -6,12 +6,14 @@
     straggler  "7:2": card 7 takes twice as long for everything: its links and its memory are half as fast
     dead       "9": the card's place is taken by the spare of its unit, a little further away
 
+A fault of one kind is said once of each card, link, port and plane.
+
 Around a cut link traffic goes through each of its neighbours in the same mesh, evenly; in a ring, the other way around.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +24,8 @@ from superpod.interconnect.wires import IntArray, LevelWires
 from superpod.interconnect.wires_graph import GraphWires
 
 Wires = LevelWires | GraphWires
+
+MOST_TIMES = 1e6  # how much slower a card or a link may be: far beyond it, times overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Faults:
 
     def slowdown(self) -> float:
         """How many times longer the slowest card takes for its own work."""
-        return max([1.0, *(_factor("straggler", text, least=1.0)[1] for text in self.straggler)])
+        return max([1.0, *(_straggler(text)[1] for text in self.straggler)])
 
 
 def lay(topology: Topology, faults: Faults | None = None) -> Wires:
@@ -65,13 +69,20 @@ def lay(topology: Topology, faults: Faults | None = None) -> Wires:
     if not faults:
         return wires
     wires.even = False
-    for text in faults.straggler:
-        name, factor = _factor("straggler", text, least=1.0)
+    slow = [_straggler(text) for text in faults.straggler]
+    _refuse_twice("straggler", faults.straggler, [{_card(wires, "straggler", name)} for name, _ in slow])
+    for name, factor in slow:
         wires.rate[_links_at(wires, _card(wires, "straggler", name))] /= factor
-    for text in faults.slow:
-        name, factor = _factor("slow", text, most=1.0)
-        wires.rate[_find(wires, "slow", name)] *= factor
+    carry = [_factor("slow", text, 1 / MOST_TIMES, 1.0, "such as 0-1:0.5") for text in faults.slow]
+    links = [_find(wires, "slow", name) for name, _ in carry]
+    _refuse_twice("slow", faults.slow, links)
+    for (_, factor), there in zip(carry, links, strict=True):
+        wires.rate[there] *= factor
     _replace(wires, faults.dead)
+    planes = [text for text in faults.cut if text.startswith("@") and isinstance(wires, LevelWires)]
+    _refuse_twice("cut", planes, [{text} for text in planes])
+    named = [text for text in faults.cut if text not in planes]
+    _refuse_twice("cut", named, [_find(wires, "cut", text) for text in named])
     cut = [link for text in faults.cut for link in _cut(wires, text)]
     if isinstance(wires, GraphWires):
         wires.route()
@@ -81,20 +92,33 @@ def lay(topology: Topology, faults: Faults | None = None) -> Wires:
     return wires
 
 
-def _factor(what: str, text: str, *, least: float = 0.0, most: float = float("inf")) -> tuple[str, float]:
+def _straggler(text: str) -> tuple[str, float]:
+    return _factor("straggler", text, 1.0, MOST_TIMES, "such as 7:2")
+
+
+def _factor(what: str, text: str, least: float, most: float, such: str) -> tuple[str, float]:
     name, colon, number = text.rpartition(":")
     try:
         factor = float(number)
     except ValueError:
         factor = -1.0
-    if not colon or not least <= factor <= most or factor <= 0:
-        rule = "at least 1, such as 7:2" if least else "above 0 and at most 1, such as 0-1:0.5"
-        raise InvalidValue(f"{what} {text!r} must be what it is about, a colon and a factor {rule}")
+    if not colon or not least <= factor <= most:
+        raise InvalidValue(
+            f"{what} {text!r} must be what it is about, a colon and a factor from {least:.7g} to {most:.7g}, {such}"
+        )
     return name, factor
 
 
+def _refuse_twice(what: str, texts: Sequence[str], about: Sequence[Collection[object]]) -> None:
+    """`about`: what each of the texts names; together they would be neither the one nor the other."""
+    for i, text in enumerate(texts):
+        for before, named in zip(texts, about[:i], strict=False):
+            if set(named) & set(about[i]):
+                raise InvalidValue(f"{what} {before!r} and {what} {text!r} are about the same; leave one out")
+
+
 def _card(wires: Wires, what: str, text: str) -> int:
-    if not text.strip().isdigit() or int(text) >= wires.ncards:
+    if not text.strip().isdecimal() or int(text) >= wires.ncards:
         raise InvalidValue(f"{what}: card {text!r} does not exist; cards are 0 to {wires.ncards - 1}")
     return int(text)
 
@@ -171,6 +195,7 @@ def _replace(wires: Wires, dead: Sequence[str]) -> None:
         )
     level = wires.classes.index(spares.level)
     unit = wires.unit[level] * wires.levels[level].size
+    _refuse_twice("dead", dead, [{_card(wires, "dead", text)} for text in dead])
     taken: dict[int, set[int]] = {}
     extra = np.zeros(wires.nlinks) if wires.extra is None else wires.extra
     for text in dead:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from superpod.interconnect.env_values import MOST_TIME_SCALE
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import parse_size
 
@@ -182,9 +183,10 @@ def _scale(text: str | None) -> float:
         scale = TIME_SCALE if text is None else float(text)
     except ValueError:
         scale = -1.0
-    if not 0 < scale < float("inf"):
+    if not 0 < scale <= MOST_TIME_SCALE:
         raise InvalidValue(
-            f"--time-scale {text} must be a number above 0, such as 1000: model microseconds then take milliseconds"
+            f"--time-scale {text} must be a number above 0, such as 1000: model microseconds then take milliseconds; "
+            f"at most {MOST_TIME_SCALE:.0f}"
         )
     return scale
 

@@ -205,14 +205,27 @@ class TestFaults:
             (Faults(cut=("0@bb",)), r"cut '0@bb': 'bb' is no switch level; those are: none"),
             (Faults(cut=("0-1", "0-2", "0-3")), r"the a link 0→1 is cut and no way around it is left; cut less"),
             (Faults(cut=("@a",)), r"cut '@a': 'a' is no level of several planes; those are: none"),
-            (Faults(slow=("0-1:2",)), r"slow '0-1:2' must be .* a factor above 0 and at most 1"),
-            (Faults(straggler=("3",)), r"straggler '3' must be .* a factor at least 1, such as 7:2"),
+            (Faults(slow=("0-1:2",)), r"slow '0-1:2' must be .* a factor from 1e-06 to 1, such as 0-1:0.5"),
+            (Faults(slow=("0-1:1e-300",)), r"slow '0-1:1e-300' must be .* a factor from 1e-06 to 1"),
+            (Faults(straggler=("3",)), r"straggler '3' must be .* a factor from 1 to 1000000, such as 7:2"),
+            (Faults(straggler=("3:inf",)), r"straggler '3:inf' must be .* a factor from 1 to 1000000, such as 7:2"),
+            (Faults(straggler=("3:nan",)), r"straggler '3:nan' must be .* a factor from 1 to 1000000, such as 7:2"),
+            (Faults(straggler=("3:1e308",)), r"straggler '3:1e308' must be .* a factor from 1 to 1000000"),
+            (Faults(straggler=("3:2", "4:2", "3:3")), r"straggler '3:2' and straggler '3:3' are about the same; leave"),
+            (Faults(slow=("0-1:0.5", "1-0:0.2")), r"slow '0-1:0.5' and slow '1-0:0.2' are about the same"),
+            (Faults(cut=("0-1", "1-0")), r"cut '0-1' and cut '1-0' are about the same; leave one out"),
+            (Faults(dead=("0", "0")), r"dead '0' and dead '0' are about the same; leave one out"),
             (Faults(dead=("0", "1")), r"dead 0, 1: a 0 has 1 spare for 2 dead cards; leave cards out of the job"),
         ],
     )
     def test_impossible_faults_are_refused(self, faults: Faults, message: str) -> None:
         with pytest.raises(InvalidValue, match=message):
             lay(Topology("t", levels=MESH, spares=Spares("a", 1)), faults)
+
+    @pytest.mark.parametrize("text", ["1@s", "@s"])
+    def test_a_port_and_a_plane_are_cut_once(self, text: str) -> None:
+        with pytest.raises(InvalidValue, match=f"cut '{text}' and cut '{text}' are about the same; leave one out"):
+            machine((level("s", "switch", 4, ports=4, planes=4),), faults=Faults(cut=(text, text)))
 
     def test_the_only_port_cannot_be_cut(self) -> None:
         with pytest.raises(InvalidValue, match=r"cut '1@s': it is the only port there, so the card would be cut off"):

@@ -93,6 +93,9 @@ MI = ("--topology", "mi300x")
         ([*MI, "--shape", "--time-scale", "0"], "--time-scale 0 must be a number above 0, such as 1000"),
         ([*MI, "--shape", "--time-scale", "-3"], "--time-scale -3 must be a number above 0, such as 1000"),
         ([*MI, "--shape", "--time-scale", "fast"], "--time-scale fast must be a number above 0, such as 1000"),
+        ([*MI, "--shape", "--time-scale", "1e308"], "--time-scale 1e308 must be a number above 0, such as 1000"),
+        ([*MI, "--machine-fault", "straggler 0:inf"], "straggler '0:inf' must be what it is about, a colon and a"),
+        ([*MI, "--machine-fault", "cut 0-1, cut 1-0"], "cut '0-1' and cut '1-0' are about the same; leave one out"),
         (["--hbm", "0"], "--hbm 0 must be above 0 bytes, such as 2GiB; leave it out for no limit"),
         (["--hbm", "lots"], "--hbm: size 'lots' must be a number with K, M, G or T behind it"),
         (["--what-if", "cards=9"], "--what-if cards=9 must go with --topology T, to compare with"),
@@ -123,7 +126,7 @@ def test_shaped_links_are_on_one_host():
         spec.check(2, "script", 2)
 
 
-@pytest.mark.parametrize("value", ["-1", "x", "inf"])
+@pytest.mark.parametrize("value", ["-1", "x", "inf", "1e308"])
 def test_a_card_refuses_a_scale_that_is_none(value):
     with pytest.raises(InvalidValue, match=f"SUPERPOD_TIME_SCALE='{value}': must be a number, 0 \\(off\\) or more"):
         Settings.read({"SUPERPOD_TIME_SCALE": value})

@@ -100,6 +100,8 @@ class TestPredict:
             (["-b", "2M", "-e", "1M"], "-e 1 MiB must not be below -b 2 MiB"),
             (["-r", "3"], "-r 3 means nothing for all_reduce, which has no root; leave it out"),
             (["--cut", "0-8"], "cut: card '8' does not exist; cards are 0 to 7"),
+            (["--straggler", "0:inf"], "straggler '0:inf' must be what it is about, a colon and a factor from 1 to"),
+            (["--straggler", "0:2", "--straggler", "0:3"], "'0:2' and straggler '0:3' are about the same; leave one"),
             (["--dead", "1"], "dead '1': mi300x has no spare cards"),
             (["--cut", "0-1", "--routing", "shortest"], "routing=shortest knows no way around"),
             (["--plot", "x.jpeg"], "x.jpeg must end in one of .svg, .png, .pdf"),
