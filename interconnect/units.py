@@ -10,21 +10,31 @@ _SIZE = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _RATE = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
+MOST_BYTES = 1 << 60  # limits of the system are numbers of 63 bits, and something is added to it
+MOST_SECONDS = 1e6  # poll and epoll count milliseconds in 31 bits: 25 days
+MOST_RATE = 1e21  # B/s
+
 
 def parse_size(text: str) -> int:
-    """Bytes from "64", "64K", "64KiB", "1.5M": powers of 1024. Raises InvalidValue."""
+    """Bytes from "64", "64K", "64KiB", "1.5M": powers of 1024, up to MOST_BYTES. Raises InvalidValue."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if match is None:
         raise InvalidValue(f"size {text!r} must be a number with K, M, G or T behind it, such as 64M")
-    return int(float(match[1]) * _SIZE[match[2].upper()])
+    nbytes = float(match[1]) * _SIZE[match[2].upper()]
+    if nbytes > MOST_BYTES:
+        raise InvalidValue(f"size {text!r} must be at most {MOST_BYTES >> 40}T; take fewer bytes")
+    return int(nbytes)
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds from "2.1us", "300ms", "10", "5m". Raises InvalidValue."""
+    """Seconds from "2.1us", "300ms", "10", "5m", up to MOST_SECONDS. Raises InvalidValue."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(ns|us|µs|ms|s|m|h|)\s*", text)
     if match is None:
         raise InvalidValue(f"duration {text!r} must be a number with ns, us, ms, s, m or h behind it, such as 2.1us")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > MOST_SECONDS:
+        raise InvalidValue(f"duration {text!r} must be at most {MOST_SECONDS:.0f} s, eleven days; take less")
+    return seconds
 
 
 def size_text(nbytes: int) -> str:
@@ -47,11 +57,17 @@ def seconds_text(seconds: float) -> str:
 
 
 def parse_rate(text: str) -> float:
-    """Bytes per second from "56GB/s" or "112 Gb/s": powers of 1000, B bytes and b bits. Raises InvalidValue."""
+    """Bytes per second from "56GB/s" or "112 Gb/s": powers of 1000, B bytes and b bits; up to MOST_RATE.
+
+    Raises InvalidValue.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKMGTP]?)([Bb])/s\s*", text)
     if match is None:
         raise InvalidValue(f"rate {text!r} must be a number above 0 with GB/s (bytes) or Gb/s (bits), such as 56GB/s")
-    return float(match[1]) * _RATE[match[2].upper()] / (8 if match[3] == "b" else 1)
+    rate = float(match[1]) * _RATE[match[2].upper()] / (8 if match[3] == "b" else 1)
+    if rate > MOST_RATE:
+        raise InvalidValue(f"rate {text!r} must be at most {MOST_RATE / 1e15:.0f}PB/s; take less")
+    return rate
 
 
 def rate_text(bytes_per_s: float) -> str:

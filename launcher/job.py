@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import CodeType
 
 from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.units import MOST_SECONDS
 from superpod.launcher.hosts import Host
 from superpod.launcher.machine import MachineSpec
 from superpod.launcher.nodes import NodeSpec
@@ -135,8 +135,8 @@ class JobSpec:
             raise InvalidValue(f"nproc_per_node={self.world_size} must be at least 1; start n cards with -n n")
         if self.start_method not in START_METHODS:
             raise InvalidValue(f"start_method={self.start_method!r} must be one of {', '.join(START_METHODS)}")
-        if not (math.isfinite(self.grace) and self.grace >= 0):
-            raise InvalidValue(f"grace={self.grace} must be a number of seconds, 0 or more")
+        if not 0 <= self.grace <= MOST_SECONDS:
+            raise InvalidValue(f"grace={self.grace} must be a number of seconds, 0 or more, at most {MOST_SECONDS:.0f}")
         named = {*self.redirects.by_rank, *self.tee.by_rank, *(self.shown_ranks or ())}
         if self._is_whole and (unknown := sorted(rank for rank in named if not 0 <= rank < self.world_size)):
             raise InvalidValue(

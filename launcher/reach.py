@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from superpod.interconnect.errors import InvalidValue
+from superpod.interconnect.units import MOST_SECONDS
 
 SILENCE = 3.0  # seconds: a host that says nothing for so long is lost; its agent speaks every half second
 _CONNECT = 15  # seconds that ssh may take to reach a host
@@ -40,9 +41,10 @@ class Reach:
     encrypt: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.silence < float("inf"):
+        if not 1 <= self.silence <= MOST_SECONDS:
             raise InvalidValue(
-                f"--host-timeout {self.silence:g} must be 1 second or more, for a busy host speaks late; such as 3"
+                f"--host-timeout {self.silence:g} must be 1 second or more, for a busy host speaks late; such as 3; "
+                f"at most {MOST_SECONDS:.0f}"
             )
 
     def command(self, host: str, module: str, path: str) -> list[str]:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superpod.interconnect.errors import InvalidValue
-from superpod.interconnect.units import parse_seconds, parse_size, seconds_text, size_text
+from superpod.interconnect.units import parse_rate, parse_seconds, parse_size, seconds_text, size_text
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,22 @@ def test_parse_size(text, nbytes):
 def test_parse_size_refuses(text):
     with pytest.raises(InvalidValue, match=r"size '.*' must be a number with K, M, G or T behind it, such as 64M"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("parse", "most", "more", "message"),
+    [
+        (parse_size, "1048576T", "1048577T", r"size '.*' must be at most 1048576T; take fewer bytes"),
+        (parse_size, "0", "9" * 400, r"size '.*' must be at most 1048576T"),
+        (parse_seconds, "1e6", "1000001", r"duration '.*' must be at most 1000000 s, eleven days; take less"),
+        (parse_seconds, "277h", "1e400h", r"duration '.*' must be at most 1000000 s"),
+        (parse_rate, "1e6PB/s", "1e400GB/s", r"rate '.*' must be at most 1000000PB/s; take less"),
+    ],
+)
+def test_there_is_a_most_of_each(parse, most, more, message):
+    parse(most)
+    with pytest.raises(InvalidValue, match=message):
+        parse(more)
 
 
 @pytest.mark.parametrize(

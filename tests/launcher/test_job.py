@@ -41,6 +41,8 @@ REFUSED = [
     (["--no-python", "no_such_program"], r"program 'no_such_program' must be an executable file, by its path or on P"),
     (["--grace", "-1", "script.py"], r"grace=-1.0 must be a number of seconds, 0 or more"),
     (["--grace", "nan", "script.py"], r"grace=nan must be a number of seconds"),
+    (["--grace", "1e300", "script.py"], r"grace=1e\+300 must be a number of seconds, 0 or more, at most 1000000"),
+    (["--host-timeout", "1e300", "script.py"], r"--host-timeout 1e\+300 must be 1 second .* at most 1000000"),
     (["-n", "2", "--local-ranks-filter", "0,2", "script.py"], r"rank 2 does not exist: with -n 2 --local-ranks-filter"),
     (["--local-ranks-filter", "a", "script.py"], r"--local-ranks-filter 'a' must be ranks with commas between them"),
     (["--tee", "4", "--log-dir", "x", "script.py"], r"streams '4' must be 0 \(none\), 1 \(stdout\), 2 \(stderr\) or 3"),

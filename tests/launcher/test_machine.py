@@ -98,6 +98,7 @@ MI = ("--topology", "mi300x")
         ([*MI, "--machine-fault", "cut 0-1, cut 1-0"], "cut '0-1' and cut '1-0' are about the same; leave one out"),
         (["--hbm", "0"], "--hbm 0 must be above 0 bytes, such as 2GiB; leave it out for no limit"),
         (["--hbm", "lots"], "--hbm: size 'lots' must be a number with K, M, G or T behind it"),
+        (["--hbm", "8589934592G"], "--hbm: size '8589934592G' must be at most 1048576T; take fewer bytes"),
         (["--what-if", "cards=9"], "--what-if cards=9 must go with --topology T, to compare with"),
         ([*MI, "--what-if", "cards=9"], "--what-if cards=9: 9 cards are more than the 8 of mi300x; take fewer"),
         ([*MI, "--what-if", "cards=many"], "cards=many must be a whole number, at least 1"),

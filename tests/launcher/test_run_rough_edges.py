@@ -127,6 +127,8 @@ def test_a_child_forked_in_the_middle_of_a_collective_is_refused_at_once(launch)
         ),
         ("SUPERPOD_BARRIER", "none", "SUPERPOD_BARRIER='none': "),
         ("SUPERPOD_TIMEOUT", "0", "SUPERPOD_TIMEOUT='0' must be at least 0.1 s"),
+        ("SUPERPOD_WATCHDOG", "99999999999999999999h", "SUPERPOD_WATCHDOG='99999999999999999999h': duration '9"),
+        ("SUPERPOD_HBM", "99999999999G", "SUPERPOD_HBM='99999999999G': size '99999999999G' must be at most 1048576T"),
         ("PET_NPROC_PER_NODE", "x", "PET_NPROC_PER_NODE='x': must be a whole number"),
     ],
 )
