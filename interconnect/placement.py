@@ -56,14 +56,16 @@ def _spread(n: int, topology: Topology) -> IntArray:
 
 def _listed(text: str, n: int, topology: Topology) -> IntArray:
     try:
-        cards = [card for part in in_words(text).split(",") for card in _range(part)]
+        ranges = [_range(part) for part in in_words(text).split(",")]
     except ValueError:
         raise InvalidValue(
             f"placement {text!r} must be {PACKED}, {SPREAD}, or the cards of ranks 0, 1, 2 ... such as 0,8,16-23, "
             "or a file with such a list"
         ) from None
-    if len(cards) != n:
-        raise InvalidValue(f"placement lists {len(cards)} cards and the job has {n} ranks; list {n} of them")
+    listed = sum(max(0, cards.stop - cards.start) for cards in ranges)  # len() ends at 63 bits
+    if listed != n:
+        raise InvalidValue(f"placement lists {listed} cards and the job has {n} ranks; list {n} of them")
+    cards = [card for one in ranges for card in one]
     for rank, card in enumerate(cards):
         if card >= topology.ncards:
             raise InvalidValue(f"placement: card {card} does not exist; {topology.name} has 0 to {topology.ncards - 1}")
@@ -76,6 +78,6 @@ def _listed(text: str, n: int, topology: Topology) -> IntArray:
 
 def _range(part: str) -> range:
     first, _, last = part.strip().partition("-")
-    if not first.isdigit() or (last and not last.isdigit()):
+    if not first.isdecimal() or (last and not last.isdecimal()):
         raise ValueError(part)
     return range(int(first), int(last or first) + 1)

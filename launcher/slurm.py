@@ -15,6 +15,7 @@ from superpod.launcher.nodes import NodeSpec, shares
 
 _FIRST_PORT, _LAST_PORT = 20000, 32000  # below Linux's range for outgoing connections
 _CANDIDATES = 8  # ports of which the head takes the first free one: another step may have this one's
+_MOST_NODES = 1 << 16  # Slurm's own limit is 65533
 _ASK_WITHIN = 10  # seconds for scontrol
 
 
@@ -34,11 +35,12 @@ def _expanded(part: str) -> list[str]:
     before, ranges, after = match.groups()
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", ranges):
         return []
-    numbers: list[str] = []
-    for one in ranges.split(","):
-        low, _, high = one.partition("-")
-        numbers += [str(n).zfill(len(low)) for n in range(int(low), int(high or low) + 1)]
-    return [f"{before}{number}{rest}" for number in numbers for rest in _expanded(after)]
+    ends = [(low, int(low), int(high or low)) for low, _, high in (one.partition("-") for one in ranges.split(","))]
+    following = _expanded(after)
+    if sum(max(0, last - first + 1) for _, first, last in ends) * len(following) > _MOST_NODES:
+        raise InvalidValue(f"SLURM_STEP_NODELIST: {part!r} must be at most {_MOST_NODES} nodes; start with srun")
+    numbers = [str(n).zfill(len(low)) for low, first, last in ends for n in range(first, last + 1)]
+    return [f"{before}{number}{rest}" for number in numbers for rest in following]
 
 
 def step_spec(step: SlurmStep, *, total: int | None, each: int, secret: str, encrypt: bool) -> NodeSpec:

@@ -56,6 +56,8 @@ def test_a_list_and_a_file_with_one(tmp_path):
         ("0,-1", 2, "placement '0,-1' must be packed, spread"),
         ("0,,1", 2, "placement '0,,1' must be packed, spread"),
         ("0-2", 2, "placement lists 3 cards and the job has 2 ranks; list 2 of them"),
+        ("0-99999999999999999999", 2, "placement lists 100000000000000000000 cards and the job has 2 ranks; list 2"),
+        ("²", 1, "placement '²' must be packed, spread"),
         ("0,6", 2, "placement: card 6 does not exist; grid has 0 to 5"),
         ("4,4", 2, "placement: card 4 is given to ranks 0 and 1; a card takes one rank"),
     ],

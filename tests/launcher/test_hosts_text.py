@@ -137,6 +137,12 @@ def test_slurms_nodes_refused(text):
         slurm.node_names(text)
 
 
+@pytest.mark.parametrize("text", ["n[1-99999999999]", "m[1-1000]-[1-1000]"])
+def test_a_list_of_more_nodes_than_slurm_has_is_refused_before_it_is_written_out(text):
+    with pytest.raises(InvalidValue, match="must be at most 65536 nodes; start with srun"):
+        slurm.node_names(text)
+
+
 STEP = {
     "SLURM_PROCID": "1",
     "SLURM_NTASKS": "4",
