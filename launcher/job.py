@@ -167,6 +167,15 @@ class JobSpec:
         for what, file in (("summary", self.summary_json), ("record", self.record)):
             if file is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
                 raise InvalidValue(f"{what} file {file} must be a file in a folder that can be written")
+        if _same_file(self.summary_json, self.record):
+            raise InvalidValue(f"summary file {self.summary_json} and record file {self.record} must be two files")
+
+
+def _same_file(one: Path | None, other: Path | None) -> bool:
+    """Whether what is written to one would be lost to the other; a device takes both."""
+    if one is None or other is None:
+        return False
+    return os.path.realpath(one) == os.path.realpath(other) and (one.is_file() or not one.exists())
 
 
 def check_target(kind: str, target: str, workdir: str = "") -> None:

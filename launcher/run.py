@@ -50,11 +50,11 @@ def run_job(spec: JobSpec) -> int:
         ):
             crew.join(head, directory)
             head.run()
-            record = _write_record(spec, head, console)
+            record, lost = _write_record(spec, head, console)
         logs.finish()
         code = _close_books(spec, head.outcome, started, console, logs, record)
         console.flush(inbox.fileno())
-    return code or (128 + signal.SIGPIPE if console.closed else 0)
+    return code or int(lost) or (128 + signal.SIGPIPE if console.closed else 0)
 
 
 def _call(spec: JobSpec, selector: selectors.BaseSelector, inbox: SignalInbox) -> Crew:
@@ -66,21 +66,21 @@ def _call(spec: JobSpec, selector: selectors.BaseSelector, inbox: SignalInbox) -
     return call_hosts(spec, selector, inbox)
 
 
-def _write_record(spec: JobSpec, head: Head, console: Console) -> Path | None:
-    """The flight record, if it was asked for or the job has failed; returns where it is."""
+def _write_record(spec: JobSpec, head: Head, console: Console) -> tuple[Path | None, bool]:
+    """The flight record, if it was asked for or the job has failed; returns where it is, and whether it is lost."""
     outcome = head.outcome
     failed = outcome.first_failure() is not None or outcome.own_failure is not None
     if not failed and spec.record is None:
-        return None
+        return None, False
     record = head.flight_record("the job failed" if failed else "asked for with --record")
     if record is None:
-        return None
+        return None, False
     path = spec.record or (spec.log_dir / FILE_NAME if spec.log_dir is not None else None)
     try:
-        return write_record(path, record)
+        return write_record(path, record), False
     except OSError as error:
         console.say(f"cannot write the flight record to {path or 'the temporary directory'}: {error.strerror}")
-        return None
+        return None, True
 
 
 def _close_books(

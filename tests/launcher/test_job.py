@@ -54,6 +54,7 @@ REFUSED = [
     (["--workdir", "/gone", "/bin/sh"], r"--workdir /gone must be a directory that you can enter; make it, or name an"),
     (["--workdir", "script.py", "/bin/sh"], r"--workdir /.*/script.py must be a directory that you can enter"),
     (["--summary-json", "gone/file", "script.py"], r"summary file gone/file must be a file in a folder that can be wr"),
+    (["--summary-json", "x", "--record", "./x", "script.py"], r"summary file x and record file x must be two files"),
     (["--summary-json", "folder", "script.py"], r"summary file folder must be a file"),
 ]
 

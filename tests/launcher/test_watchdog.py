@@ -279,12 +279,13 @@ def test_no_calls_no_file(launch, script):
     assert sorted(path.name for path in launch.folder.iterdir()) == ["fails.py"]
 
 
-def test_a_record_that_cannot_be_written_is_told(launch):
+@pytest.mark.parametrize(("own", "code"), [(3, 3), (0, 1)])
+def test_a_record_that_cannot_be_written_is_told(launch, own, code):
     launch.script(
-        "sums.py", "import numpy as np, superpod\nsuperpod.init().all_reduce(np.ones(3))\nraise SystemExit(3)"
+        "sums.py", f"import numpy as np, superpod\nsuperpod.init().all_reduce(np.ones(3))\nraise SystemExit({own})"
     )
     ended = launch("-n", "2", "--record", "/dev/full", "sums.py")
-    assert ended.code == 3
+    assert ended.code == code
     assert "superpod-run: cannot write the flight record to /dev/full: No space left on device\n" in ended.err
 
 
