@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import select
+import sys
 from collections import deque
 
 STDOUT, STDERR = 1, 2
@@ -126,6 +127,11 @@ class Console:
             self.write_ready()
             with contextlib.suppress(KeyError):
                 poll.unregister(stream)
+
+
+def write_no_more() -> None:
+    """What sys.stdout still holds goes nowhere, or the interpreter's last flush would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _bytes(text: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from superpod import __version__
 from superpod.interconnect.errors import InvalidValue
 from superpod.launcher.binding import POLICIES
+from superpod.launcher.console import write_no_more
 from superpod.launcher.explain import explain
 from superpod.launcher.host_options import add_cards, add_hosts, add_nodes, cards_from, nodes_from, reach_from
 from superpod.launcher.job import START_METHODS, JobSpec, StreamChoice
@@ -49,7 +51,16 @@ class _Explain(argparse.Action):
     """--explain FILE: like --version, it needs no script and ends superpod-run."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
-        sys.stdout.write(explain(Path(values)))
+        story = explain(Path(values))
+        try:
+            sys.stdout.write(story)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            write_no_more()
+            parser.exit(128 + signal.SIGPIPE)
+        except OSError as error:
+            write_no_more()
+            parser.exit(1, f"superpod-run: cannot write to stdout: {error.strerror}\n")
         parser.exit()
 
 

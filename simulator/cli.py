@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from superpod.collectives.schedule import ROOTED
 from superpod.interconnect import topology_file
 from superpod.interconnect.env import COLLECTIVES
 from superpod.interconnect.errors import InvalidValue
+from superpod.launcher.console import write_no_more
 from superpod.simulator import best, calibrate, describe, draw, plots, predict, table
 from superpod.simulator.options import SIZE, add_machine, faults, machine
 
@@ -26,7 +26,7 @@ How long collectives would take on other machines, predicted from the very algor
   superpod-sim calibrate points.csv --topology mine.toml -o mine-fitted.toml
 
 docs/model.md says what is modelled, what is not, and how wrong it can be.
-Exit code: 0; 2 for arguments that break a rule."""
+Exit code: 0, 1 when something cannot be written, 2 for arguments that break a rule."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], None] = args.run
     try:
         run(args)
+        sys.stdout.flush()
         return 0
     except InvalidValue as error:
         print(f"superpod-sim: error: {error}", file=sys.stderr)
@@ -42,8 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever reads the table has seen enough (| head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write_no_more()
         return 141
+    except OSError as error:
+        write_no_more()
+        print(f"superpod-sim: cannot write: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from launched_jobs import COMMAND
 
 from superpod.collectives.places import Frame
 from superpod.collectives.recorder import Record
@@ -149,3 +152,17 @@ def test_the_command_needs_no_script(tmp_path, capsys):
         main(["--explain", str(path)])
     assert end.value.code == 0
     assert capsys.readouterr().out == explain(path)
+
+
+@pytest.mark.parametrize(
+    ("stdout", "ended"),
+    [("/dev/full", (1, "superpod-run: cannot write to stdout: No space left on device\n")), (None, (141, ""))],
+)
+def test_a_story_that_cannot_be_written(tmp_path, stdout, ended):
+    path = write_record(tmp_path / "a.json", job([[call(0)]]))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer if stdout is None else stdout, "w") as stream:
+        command = [COMMAND, "--explain", str(path)]
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == ended

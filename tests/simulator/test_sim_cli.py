@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -113,6 +115,14 @@ class TestPredict:
 
     def test_a_root_that_is_no_rank_is_refused(self, capsys) -> None:
         assert "root=8 must be a rank: 0 to 7" in refused(capsys, "broadcast", "-t", "mi300x", "-r", "8")
+
+
+@pytest.mark.parametrize("argv", [("topology", "dgx-h100"), ("all_reduce", "-t", "dgx-h100", "-b", "1K", "-e", "2K")])
+def test_what_cannot_be_written_is_told_in_one_line(argv: Sequence[str]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "superpod.simulator.cli", *argv]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "superpod-sim: cannot write: No space left on device\n")
 
 
 class TestTopology:
