@@ -86,24 +86,35 @@ def write_record(path: Path | None, record: dict[str, Any]) -> Path:
 
 
 def read_flight_record(path: Path) -> FlightRecord:
-    """Raises InvalidValue when the file cannot be read, or is no flight record."""
+    """Raises InvalidValue when the file cannot be read, is no flight record, or a damaged one."""
     try:
         data = json.loads(path.read_text())
     except OSError as error:
         raise InvalidValue(f"flight record {path} must be a file that can be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidValue(f"flight record {path} is not JSON ({error}); was it written in full?") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else None
         raise InvalidValue(f"flight record {path} must have the format {FORMAT!r}, not {found!r}")
     try:
-        cards = {card["rank"]: _card(card, data["columns"]) for card in data["cards"]}
-        ended = {card["rank"]: str(card["ended"]) for card in data["cards"]}
-        return FlightRecord(
-            float(data["written"]), data["host"], int(data["world_size"]), data["reason"], data["failure"], cards, ended
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidValue(f"flight record {path} is incomplete: {type(error).__name__} {error}") from error
+        cards = {_rank(card): _card(card, data["columns"]) for card in data["cards"]}
+        ended = {_rank(card): str(card["ended"]) for card in data["cards"]}
+        written, size, failure = float(data["written"]), int(data["world_size"]), _failure(data["failure"])
+        time.localtime(written)
+        return FlightRecord(written, str(data["host"]), size, str(data["reason"]), failure, cards, ended)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+        raise InvalidValue(f"flight record {path} is damaged: {type(error).__name__} {error}") from error
+
+
+def _rank(told: Any) -> int:
+    """The rank in a card or in the failure. Raises TypeError, KeyError, ValueError."""
+    if type(rank := told["rank"]) is not int:
+        raise ValueError(f"rank={rank!r} must be a number")
+    return rank
+
+
+def _failure(failure: Any) -> dict[str, Any] | None:
+    return None if failure is None else {"rank": _rank(failure), "cause": str(failure["cause"])}
 
 
 def _card(card: dict[str, Any], columns: list[str]) -> Standing:

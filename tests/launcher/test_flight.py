@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -132,7 +133,7 @@ def test_a_record_without_calls(tmp_path):
         ("", "is not JSON .*; was it written in full?"),
         ("[]", "must have the format 'superpod flight record 1', not None"),
         ('{"format": "x"}', "not 'x'"),
-        ('{"format": "superpod flight record 1"}', "is incomplete: KeyError"),
+        ('{"format": "superpod flight record 1"}', "is damaged: KeyError"),
         (None, "must be a file that can be read: No such file"),
     ],
 )
@@ -144,6 +145,44 @@ def test_other_files_are_refused(tmp_path, content, words, capsys):
         explain(path)
     assert main(["--explain", str(path)]) == 2
     assert f"superpod-run: flight record {path} " in capsys.readouterr().err
+
+
+def places(value, *way):
+    """Every place in a JSON value: the keys and indices that lead there."""
+    yield way
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(item, *way, key)
+
+
+RECORD = job([[call(0), call(1, state="failed")], [call(0)]], killed=1)
+
+
+@pytest.mark.parametrize("way", list(places(RECORD))[1:], ids=repr)
+def test_a_damaged_record_is_explained_or_refused(tmp_path, way):
+    for other in (None, 5, "x", [], {}, [5], {"a": 1}, 1e300):
+        damaged = json.loads(json.dumps(RECORD))
+        inner = damaged
+        for key in way[:-1]:
+            inner = inner[key]
+        inner[way[-1]] = other
+        with contextlib.suppress(InvalidValue):
+            assert told(tmp_path, damaged)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda record: record.update(failure=5), "is damaged: TypeError"),
+        (lambda record: record.update(failure={"a": 1}), "is damaged: KeyError 'rank'"),
+        (lambda record: record["cards"][0].update(rank=None), "is damaged: ValueError rank=None must be a number"),
+        (lambda record: record["cards"][0].update(rank="x"), "is damaged: ValueError rank='x' must be a number"),
+    ],
+)
+def test_damage_is_named(tmp_path, change, words):
+    damaged = json.loads(json.dumps(RECORD))
+    change(damaged)
+    with pytest.raises(InvalidValue, match=words):
+        told(tmp_path, damaged)
 
 
 def test_the_command_needs_no_script(tmp_path, capsys):
