@@ -12,8 +12,8 @@ units:
     fat_tree    a switch of `tiers` tiers: passing it takes 2·tiers − 1 hops
 
 A bandwidth is each way and of one port; a link has `ports` of them. 1 GB/s = 1e9 B/s. A machine that is no levels at
-all lists its links (`Cable`). Where figures come from is said by marks: A read in a primary source, B secondary, D
-arithmetic from other figures, V a vendor's target, and "assumed".
+all lists its links (`Cable`). There are up to MOST_CARDS cards and MOST_LINKS links. Where figures come from is said by
+marks: A read in a primary source, B secondary, D arithmetic from other figures, V a vendor's target, and "assumed".
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from math import prod
 
 from superpod.interconnect.errors import InvalidValue
 
+MOST_CARDS, MOST_LINKS = 1 << 20, 1 << 24  # a number for every link is 128 MiB, and there are several of those
 KINDS = ("full_mesh", "ring", "torus", "switch", "fat_tree")
 ROUTINGS = ("detour", "shortest", "all_paths")
 MARKS = ("A", "fitted", "B", "D", "V", "assumed")
@@ -195,6 +196,7 @@ class Topology:
                 f"topology {self.name!r}: memory={self.memory} must be above 0, message={self.message} and "
                 f"cores={self.cores} at least 0, and there must be a protocol"
             )
+        self._check_size()
         names = [level.name for level in self.levels]
         if len(set(names)) < len(names):
             raise InvalidValue(f"topology {self.name!r}: levels {', '.join(names)} must differ in name")
@@ -207,6 +209,18 @@ class Topology:
         if self.spares is not None and (self.spares.level not in names or self.spares.count < 1):
             raise InvalidValue(
                 f"spares: level={self.spares.level!r} must be one of {', '.join(names)}, count at least 1"
+            )
+
+    def _check_size(self) -> None:
+        if self.ncards > MOST_CARDS:
+            raise InvalidValue(
+                f"topology {self.name!r}: {self.ncards} cards are more than {MOST_CARDS}; take smaller or fewer levels"
+            )
+        links = sum(self.ncards * (level.size if level.kind == "full_mesh" else 2) for level in self.levels)
+        if links > MOST_LINKS:
+            raise InvalidValue(
+                f"topology {self.name!r}: {links} links are more than {MOST_LINKS}; take smaller levels, or a switch "
+                "in place of a full mesh"
             )
 
     @property

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from superpod.interconnect.errors import InvalidValue
-from superpod.interconnect.topology import MARKS, Cable, Level, Protocol, Spares, Topology
+from superpod.interconnect.topology import MARKS, MOST_CARDS, Cable, Level, Protocol, Spares, Topology
 from superpod.interconnect.units import parse_rate, parse_seconds
 
 FOLDER = Path(__file__).parent / "topologies"
@@ -64,7 +64,7 @@ def parse(text: str, name: str) -> Topology:
     """The topology in a TOML text. Raises InvalidValue naming the value and the rule."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also of a number of thousands of digits
         raise InvalidValue(f"no TOML: {error}") from error
     known = ("title", "routing", "sources", "assumed", "card", "level", "links", "cards", "protocol")
     _refuse_unknown("topology", data, known)
@@ -165,6 +165,8 @@ def _value(what: str, key: str, value: Any) -> Any:
     wanted = _TYPES.get(key)
     if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
         raise InvalidValue(f"{what}: {key}={value!r} must be a {_words(wanted)}")
+    if isinstance(value, int | float) and not value <= MOST_CARDS:
+        raise InvalidValue(f"{what}: {key}={value!r} must be a number of at most {MOST_CARDS}")
     if key == "marks" or key.endswith("mark"):
         for mark in value.values() if isinstance(value, dict) else [value]:
             if mark not in MARKS:

@@ -139,6 +139,14 @@ class TestFiles:
             (('latency = "600ns"', 'marks = {latency = "Z"}'), r"level: mark 'Z' must be one of A, fitted, B, D, V"),
             (('latency = "600ns"', "efficiency = 0"), r"level 'host': efficiency=0 must be above 0"),
             (('latency = "600ns"', "oversubscription = 0.5"), r"oversubscription=0.5 must be at least 1"),
+            (("size = 8", "size = 9999999999999"), r"level: size=9999999999999 must be a number of at most 1048576"),
+            (
+                ("size = 8", "size = 1048576"),
+                r"topology 'mine': \d+ cards are more than 1048576; take smaller or fewer",
+            ),
+            (("size = 8", "size = " + "9" * 5000), r"no TOML: "),
+            (('latency = "600ns"', "oversubscription = nan"), r"level: oversubscription=nan must be a number of at"),
+            (('latency = "600ns"', "efficiency = inf"), r"level: efficiency=inf must be a number of at most 1048576"),
             (('"two hosts"', '"two hosts'), r"no TOML: "),
             (('name = "network"', 'name = "host"'), r"levels host, host must differ in name"),
             (('kind = "full_mesh"', 'kind = "full_mesh"\ntrunk = true'), r"trunk=true is for switches"),
@@ -181,6 +189,10 @@ class TestValues:
             InvalidValue, match=r"level 'b': trunk=true needs switches below it, and 'a' is a full_mesh"
         ):
             Topology("x", levels=(mesh, trunk))
+
+    def test_a_mesh_of_too_many_links_is_refused(self) -> None:
+        with pytest.raises(InvalidValue, match=r"topology 'x': 1073741824 links are more than 16777216; take smaller"):
+            Topology("x", levels=(Level("a", "full_mesh", 1 << 15, 1e9),))
 
     @pytest.mark.parametrize(
         ("values", "message"),

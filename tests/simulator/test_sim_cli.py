@@ -12,6 +12,7 @@ from itertools import pairwise
 import pytest
 
 from superpod.collectives.select import parse_override
+from superpod.interconnect import topology_file
 from superpod.simulator.cli import main
 
 
@@ -153,6 +154,14 @@ class TestTopology:
         out = run(capsys, "topology", str(file), "--draw", str(drawing))
         assert "links: 4 links of 1 GB/s each way" in out
         assert drawing.read_text().count("<line") == 2
+
+    @pytest.mark.parametrize("shape", ["[100000, 100000]", "[99999999999]"])
+    @pytest.mark.parametrize("argv", [("topology",), ("all_reduce", "-t")])
+    def test_a_machine_beyond_all_bounds_is_refused(self, capsys, tmp_path, shape: str, argv: Sequence[str]) -> None:
+        file = tmp_path / "mine.toml"
+        text = (topology_file.FOLDER / "torus.toml").read_text()
+        file.write_text(text.replace("[16, 16]", shape))
+        assert "1048576" in refused(capsys, *argv, str(file))
 
     def test_without_a_name_it_lists_them(self, capsys) -> None:
         assert len(run(capsys, "topology").splitlines()) == 10
