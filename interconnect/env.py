@@ -311,6 +311,12 @@ def worker_environment(
     }
 
 
+def launchers_own() -> frozenset[str]:
+    """What superpod-run sets for every card whatever the user's environment says."""
+    own = worker_environment(Place(0, 1, 0, 1), directory=Path(), store="", master_port=0)
+    return frozenset(own) - {"OMP_NUM_THREADS"} | {"SUPERPOD_ADDRESS", "SUPERPOD_SECRET"}
+
+
 _TRAVELLING = ("SUPERPOD_", "OMP_", "MKL_", "PYTHON", "TORCH", "MALLOC_", "GLIBC_TUNABLES")
 _STAYING = tuple(_PREFIX + name for name in ("DIR", "STORE", "SECRET", "ADDRESS", "SSH", "SELECTION"))
 

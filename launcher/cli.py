@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from superpod.interconnect.errors import InvalidValue
 
@@ -37,7 +37,7 @@ def _run(argv: Sequence[str] | None) -> int:
     from superpod.launcher.run import run_job
 
     spec = job_from(parser().parse_args(argv))
-    _check_environment()
+    _check_environment(spec.reach.exports)
     if spec.kind == "script":
         compile_script(os.path.join(spec.reach.workdir, spec.target))  # n cards would show the same syntax error
     if spec.nodes is not None and spec.nodes.rank > 0:
@@ -47,16 +47,17 @@ def _run(argv: Sequence[str] | None) -> int:
     return run_job(spec)
 
 
-def _check_environment() -> None:
-    """Raises InvalidValue: n cards would complain of the same wrong variable."""
-    from superpod.interconnect.env import Settings, unknown_variables
+def _check_environment(exports: Mapping[str, str]) -> None:
+    """Raises InvalidValue: n cards, to which `exports` go as well, would complain of the same wrong variable."""
+    from superpod.interconnect.env import Settings, child_environment, unknown_variables
 
-    settings = Settings.read()
+    environ = child_environment(exports)
+    settings = Settings.read(environ)
     if settings.overrides:
         from superpod.collectives.select import Selector  # the launcher has no other use for the algorithms
 
         Selector(settings.overrides)
-    for name, meant in unknown_variables().items():
+    for name, meant in unknown_variables(environ).items():
         hint = f"did you mean {meant}?" if meant else "`pydoc superpod.interconnect.env` lists those that there are"
         print(f"superpod-run: {name} is no variable of superpod's and changes nothing; {hint}", file=sys.stderr)
 

@@ -110,7 +110,7 @@ class JobSpec:
     def variables(self) -> dict[str, str]:
         """What cards get beside their place: what they stand for, how hosts talk, the user's exports."""
         machine = {name: value for name, value in self.machine.environment().items() if value}
-        return {**machine, **self.reach.variables()}
+        return {**self.reach.variables(), **machine}
 
     def host_of(self, rank: int) -> int:
         """The number of the host that a rank is on."""

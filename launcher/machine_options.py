@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
-from superpod.interconnect.env import Settings
+from superpod.interconnect.env import Settings, child_environment
 from superpod.launcher.machine import MachineSpec, machine_spec
 
 
@@ -54,9 +55,9 @@ def add_machine(cli: argparse.ArgumentParser) -> None:
     add("--hbm", metavar="SIZE", help="what a card may allocate beyond what it has at its start, such as 2GiB")
 
 
-def machine_from(options: argparse.Namespace) -> MachineSpec:
-    """Raises InvalidValue. What is not typed, the environment may say."""
-    said = Settings.read()
+def machine_from(options: argparse.Namespace, exports: Mapping[str, str]) -> MachineSpec:
+    """Raises InvalidValue. What is not typed, the environment or the cards' `exports` may say."""
+    said = Settings.read(child_environment(exports))
     scale = repr(said.time_scale) if said.time_scale else None
     return machine_spec(
         options.topology or said.topology,

@@ -22,6 +22,7 @@ def job_from(options: argparse.Namespace) -> JobSpec:
     """Raises InvalidValue."""
     kind = "module" if options.module else "program" if options.no_python else "script"
     nodes = nodes_from(options)
+    reach = reach_from(options)
     world_size, hosts = cards_from(options) if nodes is None else (nodes.cards, ())
     return JobSpec(
         target=options.target,
@@ -40,9 +41,9 @@ def job_from(options: argparse.Namespace) -> JobSpec:
         summary_json=options.summary_json,
         record=options.record,
         grace=options.grace,
-        machine=machine_from(options),
+        machine=machine_from(options, reach.exports),
         hosts=hosts,
-        reach=reach_from(options),
+        reach=reach,
         nodes=nodes,
     )
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from superpod.interconnect.env import launchers_own
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import MOST_SECONDS
 
@@ -83,6 +84,8 @@ def exports(words: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
             raise InvalidValue(f"-x {word} must be NAME or NAME=value, with a name of letters, digits and underscores")
         if not given and name not in environ:
             raise InvalidValue(f"-x {name}: there is no variable of that name here; set it, or write -x {name}=value")
+        if name in launchers_own():
+            raise InvalidValue(f"-x {word} must not name what superpod-run itself tells every card; leave it out")
         found[name] = value if given else environ[name]
     return found
 

@@ -276,6 +276,13 @@ def test_exports():
         exports(["1A=2"], {})
 
 
+@pytest.mark.parametrize("name", ["RANK", "MASTER_PORT", "SUPERPOD_DIR", "SUPERPOD_SECRET"])
+def test_what_the_launcher_tells_every_card_is_not_for_export(name):
+    with pytest.raises(InvalidValue, match=f"-x {name}=7 must not name what superpod-run itself tells every card"):
+        exports([f"{name}=7"], {})
+    assert exports(["OMP_NUM_THREADS=7"], {}) == {"OMP_NUM_THREADS": "7"}
+
+
 def test_the_command_that_ssh_gets():
     reach = Reach(ssh=shell_words("ssh -p 2222"), python="/opt/a b/python")
     command = reach.command("u@a", "m.n", "/x y")

@@ -28,6 +28,12 @@ def test_without_options_there_is_no_machine(job):
     assert not any(MachineSpec().environment().values())
 
 
+def test_what_cards_are_to_get_counts_like_the_environment(job):
+    spec = job("-n", "2", "-x", "SUPERPOD_TOPOLOGY=mi300x", "-x", "SUPERPOD_HBM=1G", "--hbm", "2G")
+    assert (spec.machine.topology, spec.machine.hbm) == ("mi300x", 2 << 30)
+    assert spec.variables()["SUPERPOD_HBM"] == str(2 << 30)
+
+
 def test_everything_together(job):
     spec = job(
         *("-n", "4", "--topology", "mi300x", "--placement", "spread", "--what-if", "cards=8,algorithm=best"),

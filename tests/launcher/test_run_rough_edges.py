@@ -125,6 +125,8 @@ def test_a_child_forked_in_the_middle_of_a_collective_is_refused_at_once(launch)
             "ring:9-1",
             "SUPERPOD_ALL_REDUCE='ring:9-1': 'ring:9-1': low=9 must not be above high=1",
         ),
+        ("SUPERPOD_LINK", "zzz", "SUPERPOD_LINK='zzz': must be one of auto, zmq, shm"),
+        ("SUPERPOD_TOPOLOGY", "mi400", "topology 'mi400' is neither a file nor one of atlas-950"),
         ("SUPERPOD_BARRIER", "none", "SUPERPOD_BARRIER='none': "),
         ("SUPERPOD_TIMEOUT", "0", "SUPERPOD_TIMEOUT='0' must be at least 0.1 s"),
         ("SUPERPOD_WATCHDOG", "99999999999999999999h", "SUPERPOD_WATCHDOG='99999999999999999999h': duration '9"),
@@ -133,9 +135,12 @@ def test_a_child_forked_in_the_middle_of_a_collective_is_refused_at_once(launch)
     ],
 )
 def test_a_wrong_variable_is_refused_in_one_line(launch, name, value, says):
-    job = launch(launch.script("main.py", "print('started')"), env={name: value})
-    assert (job.code, job.out, job.err.count("\n")) == (2, "", 1)
-    assert job.err.startswith(f"superpod-run: {says}")
+    script = launch.script("main.py", "print('started')")
+    ways = [launch(script, env={name: value})]
+    ways += [launch("-x", f"{name}={value}", script)] if name.startswith("SUPERPOD_") else []
+    for job in ways:
+        assert (job.code, job.out, job.err.count("\n")) == (2, "", 1)
+        assert job.err.startswith(f"superpod-run: {says}")
 
 
 def test_a_variable_that_does_not_exist_is_told_and_changes_nothing(launch):
