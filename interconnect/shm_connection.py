@@ -136,7 +136,8 @@ class Connection:
         except OSError as error:
             raise InvalidValue(
                 f"no more memory can be shared with rank {self.peer}, which has yet to read "
-                f"{self._outgoing.capacity} B: {error.strerror}; raise `ulimit -n`, or send less before it receives"
+                f"{self._outgoing.capacity} B: {error.strerror}; raise {shm_sockets.limit_of(error)}, or send less "
+                "before it receives"
             ) from error
         self._unsaid.append(Message(shm_sockets.RING, [descriptor]))
         self._outgoing.leave()

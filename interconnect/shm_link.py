@@ -149,7 +149,7 @@ class ShmLink:
 
     def _exhausted(self, error: OSError) -> InvalidValue:
         return InvalidValue(
-            f"rank {self.rank} cannot connect to another card: {error.strerror}; raise `ulimit -n`, "
+            f"rank {self.rank} cannot connect to another card: {error.strerror}; raise {shm_sockets.limit_of(error)}, "
             "or choose algorithms in which nobody talks to everybody"
         )
 

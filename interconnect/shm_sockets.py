@@ -11,6 +11,7 @@ The sockets keep whole messages (SOCK_SEQPACKET). Only processes of the same use
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import os
 import secrets
@@ -30,6 +31,11 @@ _ANSWER = struct.Struct("<8sI")
 _MAGIC = b"spodshm1"
 _MOST = 3  # descriptors in a message
 _PEER_CREDENTIALS = struct.Struct("3i")
+
+
+def limit_of(error: OSError) -> str:
+    """The limit that somebody whose memory could not be made may raise."""
+    return "`ulimit -f`" if error.errno == errno.EFBIG else "`ulimit -n`"
 
 
 class Message(NamedTuple):

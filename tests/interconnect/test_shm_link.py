@@ -201,16 +201,20 @@ def test_nothing_is_left_of_many_peers(links, shm_kind, tmp_path):
     assert shared_mappings() <= before[1] + 2
 
 
-def test_no_descriptors_left(links, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.EMFILE, "Too many open files; raise `ulimit -n`"), (errno.EFBIG, "File too large; raise `ulimit -f`")],
+)
+def test_no_descriptors_left(links, monkeypatch, number, words):
     a, b = links(2)
 
     def none_left(*_: object) -> int:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "memfd_create", none_left)
-    with pytest.raises(InvalidValue, match=r"^rank 1 cannot connect to another card: Too many open files; raise `ulim"):
+    with pytest.raises(InvalidValue, match=f"^rank 1 cannot connect to another card: {words}"):
         b.connect(0, a.address)
-    with pytest.raises(InvalidValue, match="rank 2 cannot connect to another card: Too many open files"):
+    with pytest.raises(InvalidValue, match=f"rank 2 cannot connect to another card: {words}"):
         ShmLink(2)
 
 
