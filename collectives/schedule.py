@@ -52,11 +52,16 @@ class Step:
         to: npt.ArrayLike | None = None,
         reduce: npt.ArrayLike = False,
     ) -> Step:
-        """A step from arrays or scalars, which are broadcast against one another; `to` defaults to `first`."""
+        """A step from arrays or scalars, which are broadcast against one another; `to` defaults to `first`.
+
+        Raises InvalidValue for what is no whole number.
+        """
         columns = (src, dst, first, count, first if to is None else to)
         shape = np.broadcast_shapes((1,), *map(np.shape, columns), np.shape(reduce))
         ints, flags = np.empty((5, *shape), np.int64), np.empty(shape, np.bool_)
-        for row, column in zip(ints, columns, strict=True):
+        for name, row, column in zip(Step.__slots__, ints, columns, strict=False):
+            if type(column) is not int and np.asarray(column).dtype.kind not in "iu" and np.size(column):
+                raise InvalidValue(f"{name}={column!r} of a step must be whole numbers; round them")
             row[...] = column
         flags[...] = reduce
         src_, dst_, first_, count_, to_ = ints.reshape(5, -1)
@@ -180,11 +185,16 @@ class Schedule:
     traffic: Callable[[], Iterable[Traffic]] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("world_size", "nchunks", "nbanks"):
-            if getattr(self, name) < 1:
-                raise InvalidValue(f"{name}={getattr(self, name)} must be at least 1")
+        for name, least in (("world_size", 1), ("nchunks", 1), ("nbanks", 1), ("nsteps", 0), ("root", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer):
+                raise InvalidValue(f"{name}={value!r} must be a whole number")
+            if value < least and name != "root":
+                raise InvalidValue(f"{name}={value} must be at least {least}")
         if not 0 <= self.root < self.world_size:
             raise InvalidValue(f"root={self.root} must be a rank: 0 to {self.world_size - 1}")
+        if self.root and self.collective not in ROOTED:
+            raise InvalidValue(f"root={self.root} must be left out: {self.collective} has no root")
 
     @property
     def nslots(self) -> int:

@@ -37,6 +37,15 @@ class TestStep:
         joined = Step.join(Step.of(2, 0, 1), Step.of(1, 0, 1))
         assert joined.src.tolist() == [2, 1]
 
+    @pytest.mark.parametrize("name", ["src", "dst", "first", "count", "to"])
+    @pytest.mark.parametrize("value", [0.5, [0.0, 1.2], np.array([1.0]), "1"])
+    def test_what_is_no_whole_number_is_refused(self, name: str, value: object) -> None:
+        with pytest.raises(InvalidValue, match=f"{name}=.* of a step must be whole numbers; round them"):
+            Step.of(**{"src": 0, "dst": 1, "first": 0, name: value})
+
+    def test_an_empty_list_is_a_step_without_moves(self) -> None:
+        assert len(Step.of([], [], [])) == 0
+
     def test_around_splits_only_what_runs_over_the_end(self) -> None:
         step = Step.around([0, 1], [1, 0], [1, 5], [3, 3], nchunks=6, reduce=True)
         assert rows(step) == [(0, 1, 1, 3, 1, True), (1, 0, 5, 1, 5, True), (1, 0, 0, 2, 0, True)]
@@ -58,6 +67,20 @@ class TestSchedule:
         sizes = {"world_size": 2, "nchunks": 2, "nbanks": 1, name: 0}
         with pytest.raises(InvalidValue, match=f"{name}=0 must be at least 1"):
             Schedule("all_reduce", "x", nsteps=0, build=lambda _: Step.of(0, 1, 0), **sizes)
+
+    @pytest.mark.parametrize("name", ["world_size", "nchunks", "nbanks", "nsteps", "root"])
+    def test_sizes_are_whole_numbers(self, name: str) -> None:
+        sizes = {"world_size": 2, "nchunks": 2, "nbanks": 1, "nsteps": 0, name: 2.0}
+        with pytest.raises(InvalidValue, match=f"{name}=2.0 must be a whole number"):
+            Schedule("broadcast", "x", build=lambda _: Step.of(0, 1, 0), **sizes)
+
+    def test_a_negative_number_of_steps_is_refused(self) -> None:
+        with pytest.raises(InvalidValue, match="nsteps=-1 must be at least 0"):
+            Schedule("all_reduce", "x", 2, 1, -1, lambda _: Step.of(0, 1, 0))
+
+    def test_a_root_where_there_is_none_is_refused(self) -> None:
+        with pytest.raises(InvalidValue, match="root=1 must be left out: all_reduce has no root"):
+            Schedule("all_reduce", "x", 2, 1, 0, lambda _: Step.of(0, 1, 0), root=1)
 
     def test_a_root_that_is_no_rank_is_refused(self) -> None:
         with pytest.raises(InvalidValue, match=r"root=2 must be a rank: 0 to 1"):
