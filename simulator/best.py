@@ -11,11 +11,13 @@ from superpod.benchmarks import plan
 from superpod.collectives import algorithms
 from superpod.collectives.simulate import Machine
 from superpod.interconnect.env import COLLECTIVES
+from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import seconds_text, size_text
 from superpod.simulator import predict, table
 from superpod.simulator.options import SIZE, add_machine, faults, machine
 from superpod.simulator.predict import Row
 
+_SIZE = 64 << 20  # when nobody says another
 _SMALLEST, _LARGEST = 1 << 10, 8 << 30  # the sizes of --table; the ends hold for all beyond them
 
 
@@ -24,19 +26,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_machine(parser)
     add = parser.add_argument
     add("--collective", choices=COLLECTIVES, default="all_reduce", help="which one (default all_reduce)")
-    add("--size", default=64 << 20, **SIZE, help="S, such as 64M (default 64M)")
+    add("--size", **SIZE, help="S, such as 64M (default 64M)")
     add("--table", action="store_true", help="the winners of all sizes, as superpod-run takes them")
     add("--json", action="store_true", help="print rows as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
     """The subcommand."""
+    if args.table and args.size is not None:
+        raise InvalidValue(f"--size {size_text(args.size)} must not go with --table, which is of all sizes; leave one")
     model, n = machine(args)
     if args.table:
         found = winners(model, n, args.collective)
         print(json.dumps(found, indent=1) if args.json else environment(args.collective, found))
         return
-    found = compare(model, n, args.collective, args.size)
+    found = compare(model, n, args.collective, _SIZE if args.size is None else args.size)
     if args.json:
         print(json.dumps(found, indent=1))
         return

@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     add_machine(parser)
     add = parser.add_argument
-    add("-b", "--minbytes", default=1 << 10, **SIZE, help="first size (default 1K)")
-    add("-e", "--maxbytes", default=1 << 30, **SIZE, help="last size (default 1G)")
+    add("-b", "--minbytes", **SIZE, help="first size (default 1K)")
+    add("-e", "--maxbytes", **SIZE, help="last size (default 1G)")
     add("-f", "--stepfactor", type=int, metavar="K", help="each size is K times the one before (default 2)")
     add("-i", "--stepbytes", **SIZE, help="each size is SIZE above the one before")
     add("-r", "--root", type=int, default=0, metavar="RANK", help="root of a rooted collective (default 0)")
@@ -86,13 +86,15 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    for path in (args.plot, args.heat):
-        plots.check(path)
+    plots.check("--plot", args.plot)
+    plots.check("--heat", args.heat)
     model, n = machine(args)
     names = predict.chosen(args.collective, args.algorithm)
-    sizes = plan.sizes(args.minbytes, args.maxbytes, factor=args.stepfactor, step=args.stepbytes)
+    sizes = _sizes(args)
     if args.collective not in ROOTED and args.root:
         raise InvalidValue(f"-r {args.root} means nothing for {args.collective}, which has no root; leave it out")
+    if not 0 <= args.root < n:
+        raise InvalidValue(f"-r {args.root} must be a rank: 0 to {n - 1}")
     found = []
     if not args.json:
         print(table.header(model, args.collective, n, str(faults(args))))
@@ -108,6 +110,16 @@ def _predict(args: argparse.Namespace) -> None:
         plots.heat(found, model.topology, args.heat)
 
 
+def _sizes(args: argparse.Namespace) -> tuple[int, ...]:
+    options = {"-b": args.minbytes, "-e": args.maxbytes, "-f": args.stepfactor, "-i": args.stepbytes}
+    given = {option: value for option, value in options.items() if value is not None}
+    if args.collective == "barrier":
+        for option, value in given.items():
+            raise InvalidValue(f"{option} {value} means nothing for barrier, which has no size; leave it out")
+    low, high = given.get("-b", 1 << 10), given.get("-e", 1 << 30)
+    return plan.sizes(low, high, factor=args.stepfactor, step=args.stepbytes)
+
+
 def _add_topology(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(topology_file.presets())
     parser.add_argument("topology", metavar="T", nargs="?", help=f"a TOML file, or one of {known}; none: list them")
@@ -117,7 +129,10 @@ def _add_topology(parser: argparse.ArgumentParser) -> None:
 
 
 def _topology(args: argparse.Namespace) -> None:
+    draw.check(args.draw)
     if args.topology is None:
+        if args.json or args.draw is not None:
+            raise InvalidValue("--json and --draw must go with a machine, such as superpod-sim topology torus --json")
         for name in topology_file.presets():
             print(f"{name:<16} {topology_file.load(name).title}")
         return

@@ -10,16 +10,22 @@ from pathlib import Path
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.topology import Level, Topology
 from superpod.interconnect.units import rate_text, seconds_text
+from superpod.simulator.options import check_output
 
 _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5aa8", "#b8860b", "#4a4a4a")
 _WIDTH, _HEIGHT, _RADIUS = 240, 330, 80
 _SHOWN = 16  # units drawn of a level that has more
 
 
-def write(topology: Topology, path: Path) -> None:
-    """Raises InvalidValue when `path` is no .svg in a folder that exists."""
-    if path.suffix != ".svg":
+def check(path: Path | None) -> None:
+    """Raises InvalidValue when `path` is no .svg that can be written."""
+    if path is not None and path.suffix != ".svg":
         raise InvalidValue(f"--draw {path} must end in .svg")
+    check_output("--draw", path)
+
+
+def write(topology: Topology, path: Path) -> None:
+    """Raises InvalidValue when it cannot be written."""
     try:
         path.write_text(svg(topology))
     except OSError as error:

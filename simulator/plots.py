@@ -11,20 +11,20 @@ from typing import Any
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.topology import Topology
 from superpod.interconnect.units import size_text
+from superpod.simulator.options import check_output
 from superpod.simulator.predict import Row, mark_text
 
 _KINDS = (".svg", ".png", ".pdf")
 _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
-def check(path: Path | None) -> None:
+def check(option: str, path: Path | None) -> None:
     """Raises InvalidValue when no picture could be written there: before minutes of predicting, not after."""
     if path is None:
         return
     if path.suffix not in _KINDS:
-        raise InvalidValue(f"{path} must end in one of {', '.join(_KINDS)}")
-    if not path.absolute().parent.is_dir():
-        raise InvalidValue(f"{path} cannot be written: its folder does not exist; make it, or name another")
+        raise InvalidValue(f"{option} {path} must end in one of {', '.join(_KINDS)}")
+    check_output(option, path)
     _pyplot()
 
 

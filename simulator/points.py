@@ -56,7 +56,8 @@ def read(path: Path, *, cards: int | None = None, machine: str | None = None) ->
         raise InvalidValue(f"{path.name} has points of {', '.join(machines)}; say which with --machine")
     if not found:
         of = (
-            f" of machine {machine!r}; there are {', '.join(machines)}"
+            f" of machine {machine!r}; "
+            + (f"there are {', '.join(machines)}" if any(machines) else "it names none: leave --machine out")
             if machine is not None
             else f"; it must be {_SOURCES}"
         )

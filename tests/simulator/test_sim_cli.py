@@ -28,6 +28,13 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return captured.err
 
 
+def refused_at_once(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
 class TestPredict:
     def test_the_table_has_nccl_tests_columns_and_the_models(self, capsys) -> None:
         out = run(capsys, "all_reduce", "-t", "mi300x", "-b", "1K", "-e", "4K", "--algorithm", "ring,two_shot")
@@ -115,7 +122,15 @@ class TestPredict:
         assert message in refused(capsys, "all_reduce", "-t", "mi300x", "-b", "1M", "-e", "1M", *argv)
 
     def test_a_root_that_is_no_rank_is_refused(self, capsys) -> None:
-        assert "root=8 must be a rank: 0 to 7" in refused(capsys, "broadcast", "-t", "mi300x", "-r", "8")
+        for root in ("8", "-1"):
+            assert f"-r {root} must be a rank: 0 to 7" in refused_at_once(
+                capsys, "broadcast", "-t", "mi300x", "-r", root
+            )
+
+    def test_a_size_for_what_has_none_is_refused(self, capsys) -> None:
+        for option in ("-b", "-e", "-f", "-i"):
+            message = f"{option} 64 means nothing for barrier, which has no size; leave it out"
+            assert message in refused_at_once(capsys, "barrier", "-t", "mi300x", option, "64")
 
 
 @pytest.mark.parametrize("argv", [("topology", "dgx-h100"), ("all_reduce", "-t", "dgx-h100", "-b", "1K", "-e", "2K")])
@@ -167,13 +182,14 @@ class TestTopology:
         assert len(run(capsys, "topology").splitlines()) == 10
 
     def test_a_drawing_that_cannot_be_written_is_refused(self, capsys) -> None:
-        assert "--draw x.jpg must end in .svg" in refused_after_figures(capsys, "x.jpg")
-        assert "cannot be written" in refused_after_figures(capsys, "no/such/folder/x.svg")
+        assert "--draw x.jpg must end in .svg" in refused_at_once(capsys, "topology", "torus", "--draw", "x.jpg")
+        path = "no/such/folder/x.svg"
+        message = f"--draw {path} cannot be written: its folder does not exist; name another file"
+        assert message in refused_at_once(capsys, "topology", "torus", "--draw", path)
 
-
-def refused_after_figures(capsys: pytest.CaptureFixture[str], path: str) -> str:
-    assert main(["topology", "torus", "--draw", path]) == 2
-    return capsys.readouterr().err
+    @pytest.mark.parametrize("argv", [("--json",), ("--draw", "x.svg")])
+    def test_figures_are_of_a_machine(self, capsys, argv: Sequence[str]) -> None:
+        assert "--json and --draw must go with a machine" in refused_at_once(capsys, "topology", *argv)
 
 
 class TestBest:
@@ -189,6 +205,10 @@ class TestBest:
         ranges = parse_override("all_reduce", value.strip('"'))
         assert ranges[0][0] == 0
         assert all(high + 1 == low for (_, high, _), (low, _, _) in pairwise(ranges))
+
+    def test_a_table_is_of_all_sizes(self, capsys) -> None:
+        argv = ("best", "-t", "nvl72", "--table", "--size", "1K")
+        assert "--size 1 KiB must not go with --table, which is of all sizes" in refused_at_once(capsys, *argv)
 
     def test_the_fastest_is_first(self, capsys) -> None:
         rows = json.loads(run(capsys, "best", "-t", "torus", "--size", "1M", "--json"))
