@@ -108,6 +108,7 @@ class TestPredict:
             (["-t", "mi400"], "topology 'mi400' is neither a file nor one of atlas-950"),
             (["--algorithm", "rign"], "algorithm='rign' does not exist for all_reduce; there are ring, tree"),
             (["-b", "2M", "-e", "1M"], "-e 1 MiB must not be below -b 2 MiB"),
+            (["-b", "1", "-e", "1T", "-i", "1"], "-i 1 B makes more than 10000 sizes up to 1 TiB; take a larger one"),
             (["-r", "3"], "-r 3 means nothing for all_reduce, which has no root; leave it out"),
             (["--cut", "0-8"], "cut: card '8' does not exist; cards are 0 to 7"),
             (["--straggler", "0:inf"], "straggler '0:inf' must be what it is about, a colon and a factor from 1 to"),
