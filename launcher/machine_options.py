@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 
 from superpod.interconnect.env import Settings, child_environment
+from superpod.interconnect.errors import InvalidValue
 from superpod.launcher.machine import MachineSpec, machine_spec
 
 
@@ -57,6 +58,11 @@ def add_machine(cli: argparse.ArgumentParser) -> None:
 
 def machine_from(options: argparse.Namespace, exports: Mapping[str, str]) -> MachineSpec:
     """Raises InvalidValue. What is not typed, the environment or the cards' `exports` may say."""
+    for name in ("topology", "placement", "time_scale", "hbm"):
+        if getattr(options, name) == "":
+            raise InvalidValue(f"--{name.replace('_', '-')} '' must not be empty; leave it out")
+    if not all(fault.strip() for fault in options.machine_fault):
+        raise InvalidValue("--machine-fault '' must be a fault, such as 'straggler 7:2'; leave it out for none")
     said = Settings.read(child_environment(exports))
     scale = repr(said.time_scale) if said.time_scale else None
     return machine_spec(

@@ -33,7 +33,7 @@ def job_from(options: argparse.Namespace) -> JobSpec:
         preload=tuple(options.preload),
         auto_preload=not options.no_preload,
         bind_to=options.bind_to,
-        log_dir=options.log_dir,
+        log_dir=_folder(options.log_dir),
         redirects=StreamChoice.parse(options.redirects),
         tee=StreamChoice.parse(options.tee),
         shown_ranks=_ranks(options.local_ranks_filter),
@@ -63,6 +63,12 @@ class _Explain(argparse.Action):
             write_no_more()
             parser.exit(1, f"superpod-run: cannot write to stdout: {error.strerror}\n")
         parser.exit()
+
+
+def _folder(text: str | None) -> Path | None:
+    if text == "":
+        raise InvalidValue("--log-dir '' must be a folder, such as logs; leave it out to keep no files")
+    return None if text is None else Path(text)
 
 
 def _ranks(text: str | None) -> frozenset[int] | None:
@@ -149,7 +155,6 @@ def _add_output(cli: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--log-dir",
         "--log_dir",
-        type=Path,
         metavar="DIR",
         help="keep each card's output in DIR/rank<r>.stdout and .stderr, besides the console",
     )

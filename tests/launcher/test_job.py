@@ -45,6 +45,7 @@ REFUSED = [
     (["--host-timeout", "1e300", "script.py"], r"--host-timeout 1e\+300 must be 1 second .* at most 1000000"),
     (["-n", "2", "--local-ranks-filter", "0,2", "script.py"], r"rank 2 does not exist: with -n 2 --local-ranks-filter"),
     (["--local-ranks-filter", "a", "script.py"], r"--local-ranks-filter 'a' must be ranks with commas between them"),
+    (["--log-dir", "", "script.py"], r"--log-dir '' must be a folder, such as logs; leave it out to keep no files"),
     (["--tee", "4", "--log-dir", "x", "script.py"], r"streams '4' must be 0 \(none\), 1 \(stdout\), 2 \(stderr\) or 3"),
     (["--tee", "7:1", "--log-dir", "x", "script.py"], r"rank 7 does not exist: with -n 1"),
     (["--tee", "3", "script.py"], r"--redirects and --tee must go with --log-dir DIR, where the files go"),
