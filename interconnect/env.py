@@ -12,7 +12,7 @@ Read by a card:
                             shared memory between cards of one host where it can be had, else ZeroMQ
     SUPERPOD_ZMQ_TRANSPORT  ipc (default) or tcp: how ZeroMQ connects cards of one host
     SUPERPOD_DEBUG          off (default) or info: say on stderr which algorithm was chosen and why
-    SUPERPOD_TIMEOUT        longest wait of one call, 0.1 s or more (default 30m); torch groups bring their own
+    SUPERPOD_TIMEOUT        longest wait of one call, from 0.1 s to 1e6 s (default 30m); torch groups bring their own
     SUPERPOD_SEGMENT        a large payload travels in segments of this size (default 1M)
     SUPERPOD_WINDOW         most bytes under way from one card to another (default 4M)
     SUPERPOD_WATCHDOG       after so long a wait, and at growing intervals, say who waits for whom (default 0: never)
