@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -46,23 +48,6 @@ def memory(field: str) -> int:
     raise KeyError(field)
 
 
-class ResultFile:
-    """The file of -J: complete JSON at any time, so that an interrupted run keeps what it has measured."""
-
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        """Raises InvalidValue when nothing can be written there."""
-        self._path, self._header = path, header
-        _check_writable("-J", path)
-        self.write([])
-
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Replace the file's content: all rows so far, one in a line."""
-        draft = self._path.with_name(self._path.name + ".draft")
-        lines = ",\n".join(json.dumps(row) for row in rows)
-        draft.write_text(f'{{"header": {json.dumps(self._header, indent=1)},\n"rows": [\n{lines}\n]}}\n')
-        draft.replace(self._path)
-
-
 @dataclass(frozen=True, slots=True)
 class Output:
     """Where rows go beside the terminal: the files of -J and --csv, and the command line for the former's header."""
@@ -73,14 +58,15 @@ class Output:
 
     def check(self) -> None:
         """Raises InvalidValue when a file cannot be written: before minutes of measuring, not after."""
-        for option, path in (("-J", self.json), ("--csv", self.csv)):
-            if path is not None:
-                _check_writable(option, path)
+        if self.json is not None:
+            check_writable("-J", self.json)
+        if self.csv is not None:
+            check_writable("--csv", self.csv, replaced=False)
 
     def write(self, header: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Replace what the files hold: all rows so far."""
+        """Replace what the files hold: all rows so far. An interrupted run keeps in them what it has measured."""
         if self.json is not None:
-            ResultFile(self.json, header).write(rows)
+            _write_json(self.json, header, rows)
         if self.csv is not None:
             _write_csv(self.csv, rows)
 
@@ -98,13 +84,38 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def _check_writable(option: str, path: Path) -> None:
+def check_writable(option: str, path: Path, *, replaced: bool = True) -> None:
+    """Raises InvalidValue when no file can be written there. Leaves no file that was not there before.
+
+    `replaced`: in one piece, by a draft beside it, which no folder and no device survives.
+    """
     try:
-        path.touch()
+        if replaced and path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is no file")
+        for file in (path, _draft(path)) if replaced else (path,):
+            new = not os.path.lexists(file)
+            open(file, "ab").close()
+            if new:
+                file.unlink()
     except OSError as error:
         raise InvalidValue(
             f"{option} {path} cannot be written ({error.strerror}); name a file in a folder that exists"
         ) from error
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(path.name + ".draft")
+
+
+def _write_json(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Replace the file in one piece: it is complete at any time, one row in a line."""
+    draft = _draft(path)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    try:
+        draft.write_text(f'{{"header": {json.dumps(header, indent=1)},\n"rows": [\n{lines}\n]}}\n')
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

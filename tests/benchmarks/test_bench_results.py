@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,17 +39,17 @@ def test_the_commit_is_that_of_the_checkout_the_file_belongs_to(tmp_path):
 
 def test_the_file_is_complete_after_every_write(tmp_path):
     path = tmp_path / "results.json"
-    file = results.ResultFile(path, {"command": "x"})
-    assert json.loads(path.read_text()) == {"header": {"command": "x"}, "rows": []}
-    for rows in ([{"a": 1}], [{"a": 1}, {"a": 2}]):
-        file.write(rows)
-        assert json.loads(path.read_text())["rows"] == rows
+    for rows in ([], [{"a": 1}], [{"a": 1}, {"a": 2}]):
+        results.Output(path, None, []).write({"command": "x"}, rows)
+        assert json.loads(path.read_text()) == {"header": {"command": "x"}, "rows": rows}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path):
-    with pytest.raises(InvalidValue, match=r"-J .*/missing/r.json cannot be written \(No such file or directory\)"):
-        results.ResultFile(tmp_path / "missing" / "r.json", {})
+def test_a_file_that_cannot_be_replaced_leaves_no_draft(tmp_path):
+    (tmp_path / "d").mkdir()
+    with pytest.raises(IsADirectoryError):
+        results.Output(tmp_path / "d", None, []).write({}, [{"a": 1}])
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
 def test_csv_has_a_column_for_every_plain_field(tmp_path):
@@ -59,9 +60,33 @@ def test_csv_has_a_column_for_every_plain_field(tmp_path):
     assert results.read(tmp_path / "r.json")[1] == {"a": 2, "b": "y"}
 
 
-def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(tmp_path):
-    with pytest.raises(InvalidValue, match=r"--csv .*/missing/r.csv cannot be written \(No such file or directory\)"):
-        results.Output(None, tmp_path / "missing" / "r.csv", []).check()
+@pytest.mark.parametrize(
+    ("option", "name", "why"),
+    [
+        ("-J", "missing/r.json", "No such file or directory"),
+        ("-J", "folder", "it is no file"),
+        ("-J", "/dev/null", "it is no file"),
+        ("-J", "r" * 251, "File name too long"),  # with .draft behind it
+        ("-J", "", "it is no file"),
+        ("--csv", "missing/r.csv", "No such file or directory"),
+        ("--csv", "folder", "Is a directory"),
+        ("--csv", "", "Is a directory"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(tmp_path, monkeypatch, option, name, why):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    output = results.Output(*((Path(name), None) if option == "-J" else (None, Path(name))), [])
+    with pytest.raises(InvalidValue, match=rf"{option} .* cannot be written \({why}\); name a file in a folder"):
+        output.check()
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_a_file_holds_stays_until_there_are_results(tmp_path):
+    kept, other = tmp_path / "kept.json", tmp_path / "other.csv"
+    kept.write_text("before")
+    results.Output(kept, other, []).check()
+    assert (kept.read_text(), [p.name for p in tmp_path.iterdir()]) == ("before", ["kept.json"])
 
 
 def test_describing_the_machine_imports_no_torch():
