@@ -58,6 +58,9 @@ class Output:
 
     def check(self) -> None:
         """Raises InvalidValue when a file cannot be written: before minutes of measuring, not after."""
+        files = [os.path.realpath(path) for path in (self.json, self.csv) if path is not None]
+        if len(set(files)) < len(files):
+            raise InvalidValue(f"-J {self.json} and --csv {self.csv} are the same file; name two, or leave one out")
         if self.json is not None:
             check_writable("-J", self.json)
         if self.csv is not None:

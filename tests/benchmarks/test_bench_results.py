@@ -82,6 +82,14 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(tm
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
+def test_two_outputs_to_one_file_are_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "r")
+    for other in ("r", "link"):
+        with pytest.raises(InvalidValue, match=r"-J .*/r and --csv .*/(r|link) are the same file; name two"):
+            results.Output(tmp_path / "r", tmp_path / other, []).check()
+    results.Output(tmp_path / "r", tmp_path / "s", []).check()
+
+
 def test_what_a_file_holds_stays_until_there_are_results(tmp_path):
     kept, other = tmp_path / "kept.json", tmp_path / "other.csv"
     kept.write_text("before")
