@@ -49,9 +49,7 @@ def main(argv: Sequence[str], command: list[str]) -> int:
     args = _parser().parse_args(argv)
     names = choose("collective", args.collectives, COLLECTIVES)
     links = choose("--link", args.link or ("shm,zmq" if shm_possible() else "zmq"), tuning.LINKS)
-    worlds, path = plan.worlds(args.cards), args.output or tuning.cached()
-    if path is None:
-        raise InvalidValue("there is no home directory and so no cache; say where the table is to go: -o FILE")
+    worlds = plan.worlds(args.cards)
     sizes = plan.sizes(args.minbytes, args.maxbytes, factor=args.stepfactor, step=None)
     todo = Plan(plan.series(names, algorithm=AUTO, dtype="float32", op="sum"), sizes)
     for world_size in worlds:
@@ -60,7 +58,21 @@ def main(argv: Sequence[str], command: list[str]) -> int:
             raise InvalidValue(f"-n {world_size} must be at least 2: one card has nobody to talk to")
     if args.turns < 1 or not args.budget > 0:
         raise InvalidValue(f"--turns {args.turns} and --budget {args.budget:g} must be above 0")
+    path = _in_cache() if args.output is None else args.output
+    results.check_writable("-o", path)
     return _run(todo, links, worlds, path, args.turns, args.budget, command)
+
+
+def _in_cache() -> Path:
+    """The table's place in the cache, which is made if there is none. Raises InvalidValue."""
+    path = tuning.cached()
+    if path is None:
+        raise InvalidValue("there is no home directory and so no cache; say where the table is to go: -o FILE")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidValue(f"{path} cannot be written ({error.strerror}); name another file with -o") from error
+    return path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,7 +108,6 @@ def _run(
     """Measure, print, write after each number of cards. Returns the exit code: 1 if a result was wrong."""
     left = len(links) * len(worlds) * len(todo.series)
     end, found = time.monotonic() + budget, Found()
-    _write(path, found, command)  # before minutes of measuring, not after
     for link in links:
         for world_size in worlds:
             with Stage(world_size) as stage:

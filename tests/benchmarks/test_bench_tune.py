@@ -218,7 +218,9 @@ class TestExplain:
         (("--turns", "0"), "--turns 0 and --budget 600 must be above 0"),
         (("-b", "2M", "-e", "1M"), "-e 1 MiB must not be below -b 2 MiB"),
         (("all_gather", "-n", "64", "-b", "8", "-e", "8"), "-e 8 is less than one float32 for each card"),
-        (("-o", "/proc/nowhere/t.json"), "/proc/nowhere/t.json cannot be written"),
+        (("-o", "/proc/nowhere/t.json"), "-o /proc/nowhere/t.json cannot be written (No such file or directory)"),
+        (("-o", "/proc"), "-o /proc cannot be written (it is no file); name a file in a folder that exists"),
+        (("-o", ""), "-o . cannot be written (it is no file)"),
     ],
 )
 def test_arguments_that_break_a_rule(
@@ -232,6 +234,33 @@ def test_no_home_no_cache(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(tuning, "cache_directory", lambda: None)
     assert cli.main(["tune"]) == 2
     assert "say where the table is to go: -o FILE" in capsys.readouterr().err
+
+
+def test_a_place_that_is_refused_is_left_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for place in (folder, tmp_path / "new" / "t.json"):
+        assert cli.main(["tune", *SHORT, "-o", str(place)]) == 2
+    assert (capsys.readouterr().out, [path.name for path in tmp_path.rglob("*")]) == ("", ["folder"])
+
+
+@pytest.mark.parametrize("before", [None, "what was there"])
+def test_a_run_that_is_ended_before_its_first_result_writes_nothing(
+    tmp_path: Path, before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def __init__(self, world_size: int) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("superpod.benchmarks.tune.Stage", Interrupted)
+    monkeypatch.setattr(tuning, "cache_directory", lambda: tmp_path / "cache")
+    path = tuning.cached()
+    assert path is not None
+    if before is not None:
+        path.parent.mkdir()
+        path.write_text(before)
+    assert cli.main(["tune", *SHORT]) == 130
+    assert [file.read_text() for file in path.parent.iterdir()] == ([] if before is None else [before])
 
 
 def test_a_run_that_was_ended_early_keeps_what_there_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
