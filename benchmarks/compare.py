@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 
 from superpod.benchmarks.results import Row, read
@@ -21,8 +22,8 @@ Key = tuple[object, ...]
 def main(argv: Sequence[str]) -> int:
     """The subcommand. Raises InvalidValue."""
     args = _parser().parse_args(argv)
-    if args.noise < 0:
-        raise InvalidValue(f"--noise {args.noise} must be 0 or more: the part by which equal runs may differ")
+    if not 0 <= args.noise < inf:
+        raise InvalidValue(f"--noise {args.noise} must be a number, 0 or more: the part by which equal runs may differ")
     old, new = (_by_key(read(path)) for path in (args.old, args.new))
     common = [key for key in new if key in old]
     if not common:

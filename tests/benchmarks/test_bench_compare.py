@@ -70,7 +70,9 @@ def test_series_of_one_program_are_told_apart(tmp_path: Path, capsys: pytest.Cap
     ("more", "arguments", "message"),
     [
         ({"dtype": "int8"}, [], "have no row in common; compare runs of the same command"),
-        ({}, ["--noise", "-1"], "--noise -1.0 must be 0 or more"),
+        ({}, ["--noise", "-1"], "--noise -1.0 must be a number, 0 or more"),
+        ({}, ["--noise", "nan"], "--noise nan must be a number, 0 or more"),
+        ({}, ["--noise", "inf"], "--noise inf must be a number, 0 or more"),
     ],
 )
 def test_what_cannot_be_compared(
