@@ -153,6 +153,8 @@ def _save(figure: Any, output: Path, title: str) -> None:
     """Raises InvalidValue for a name that matplotlib does not know, or where nothing can be written."""
     figure.suptitle(title)
     try:
+        if not output.suffix:
+            raise ValueError("no suffix says what kind of picture")  # matplotlib would write another file, with .png
         figure.savefig(output, dpi=150, metadata={"Date": None} if output.suffix == ".svg" else None)
     except (OSError, ValueError) as error:
         raise InvalidValue(f"--output {output} cannot be written ({error}); name a .png, .svg or .pdf") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,27 @@ def test_a_file_without_results(tmp_path: Path, text: str, why: str) -> None:
     assert cli.main(["plot", str(source), "-o", "x.svg"]) == 2
 
 
-def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("nowhere/p.svg", "No such file or directory"),
+        ("folder.svg", "Is a directory"),
+        ("folder", "no suffix says what kind of picture"),
+        ("", "no suffix"),
+        ("p.", "no suffix|not supported"),  # which of them depends on Python's version
+        (".png", "no suffix"),
+        ("p.doc", "'doc' is not supported"),
+    ],
+)
+def test_a_picture_that_cannot_be_written(
+    tmp_path: Path, name: str, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib")
-    with pytest.raises(InvalidValue, match=r"--output .*nowhere.* cannot be written .*name a .png"):
-        plots.draw([row()], tmp_path / "nowhere" / "p.svg", "")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder", "folder.svg"):
+        Path(folder).mkdir()
+    Path("r.json").write_text(json.dumps({"header": {}, "rows": [row()]}))
+    assert cli.main(["plot", "r.json", "-o", name]) == 2
+    shown = capsys.readouterr().err
+    assert re.search(rf"--output .* cannot be written \(.*({why}).*\); name a .png, .svg or .pdf", shown)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "folder.svg", "r.json"}
