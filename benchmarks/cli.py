@@ -90,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         _write_no_more()
-        print(f"superpod-bench: {error}; what was measured until then may be lost", file=sys.stderr)
+        lost = "" if arguments and arguments[0] in _WITHOUT_CARDS else "; what was measured until then may be lost"
+        print(f"superpod-bench: {error}{lost}", file=sys.stderr)
         return 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -152,9 +153,12 @@ def _figure(width: float, height: float) -> Any:
 def _save(figure: Any, output: Path, title: str) -> None:
     """Raises InvalidValue for a name that matplotlib does not know, or where nothing can be written."""
     figure.suptitle(title)
+    picture = io.BytesIO()
+    undated = {"Date": None} if output.suffix == ".svg" else None
     try:
         if not output.suffix:
-            raise ValueError("no suffix says what kind of picture")  # matplotlib would write another file, with .png
-        figure.savefig(output, dpi=150, metadata={"Date": None} if output.suffix == ".svg" else None)
+            raise ValueError("no suffix says what kind of picture")
+        figure.savefig(picture, format=output.suffix[1:], dpi=150, metadata=undated)
+        output.write_bytes(picture.getvalue())
     except (OSError, ValueError) as error:
         raise InvalidValue(f"--output {output} cannot be written ({error}); name a .png, .svg or .pdf") from error

@@ -219,11 +219,22 @@ def test_a_wrong_variable_is_refused_in_one_line(command):
     assert done.stderr.startswith("superpod-bench: error: SUPERPOD_ALL_REDUCE='ring:9-1': 'ring:9-1': low=9 must not")
 
 
-def test_a_table_that_cannot_be_written_is_told_in_one_line():
+LOST = "; what was measured until then may be lost"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more"),
+    [
+        (("all_reduce", "-n", "2", "-e", "8", "--iters", "1"), LOST),
+        (("table", "r.json"), ""),
+        (("compare", "r.json", "r.json"), ""),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_told_in_one_line(arguments, more, tmp_path):
+    row = {"collective": "all_reduce", "backend": "superpod", "world_size": 2, "nbytes": 8, "median_us": 1.0}
+    (tmp_path / "r.json").write_text(json.dumps({"rows": [row]}))
     with open("/dev/full", "w") as full:
-        command = [*COMMAND, "all_reduce", "-n", "2", "-e", "8", "--iters", "1"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100)
+        command = [*COMMAND, *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr == (
-        "superpod-bench: [Errno 28] No space left on device; what was measured until then may be lost\n"
-    )
+    assert done.stderr == f"superpod-bench: [Errno 28] No space left on device{more}\n"
