@@ -25,7 +25,7 @@ from superpod.benchmarks import (
     tune,
     turns,
 )
-from superpod.benchmarks.options import add_hosts, add_peers, add_shared, checked
+from superpod.benchmarks.options import add_hosts, add_peers, add_shared, checked, refuse_empty
 from superpod.benchmarks.plan import Plan
 from superpod.benchmarks.point_to_point import EVERY, POINT_TO_POINT
 from superpod.benchmarks.results import Output
@@ -99,6 +99,7 @@ def _collectives(args: argparse.Namespace, command: list[str]) -> int:
     """Collectives and messages: superpod by itself, or in turn with others."""
     between_two = [name for name in args.collective.split(",") if name in POINT_TO_POINT]
     todo, output = _plan(args), Output(args.json, args.csv, command)
+    refuse_empty(args)
     there = hosts.hosts_from(args.hosts, args.interface, args.encryption, peers.peer_names(args.peers))
     if there is not None and args.cards:
         raise InvalidValue(f"-n {args.cards} must not go with --hosts {args.hosts}, which says it, too; leave one")
@@ -130,13 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     size: dict[str, Any] = {"type": checked(parse_size), "metavar": "SIZE"}
     add("collective", metavar="COLLECTIVE", help=f"one of {', '.join(EVERY)}; a list with commas; or all")
     add_shared(parser)
-    parser.set_defaults(cards="")  # which default there is depends on the collective
+    parser.set_defaults(cards=None)  # which default there is depends on the collective
     add_peers(parser)
     add_hosts(parser)
     add("-b", "--minbytes", **size, help="first size, such as 8 or 1M (default 8)")
     add("-e", "--maxbytes", **size, help="last size (default 64M)")
     add("-f", "--stepfactor", type=int, metavar="K", help="each size is K times the one before (default 2)")
-    add("--sizes", default="", metavar="LIST", help="just these, such as 8,64K,1M, in place of -b, -e, -f and -i")
+    add("--sizes", metavar="LIST", help="just these, such as 8,64K,1M, in place of -b, -e, -f and -i")
     add("-i", "--stepbytes", **size, help="each size is SIZE above the one before")
     add("-d", "--datatype", default="float32", metavar="TYPE", help="dtype, list, or all (default float32)")
     add("-o", "--op", default="sum", metavar="OP", help="reduction, list, or all (default sum)")
@@ -172,7 +173,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def _sizes(args: argparse.Namespace) -> tuple[int, ...]:
     low, high, factor, step = args.minbytes, args.maxbytes, args.stepfactor, args.stepbytes
-    if not args.sizes:
+    if args.sizes is None:
         return plan.sizes(8 if low is None else low, 64 << 20 if high is None else high, factor=factor, step=step)
     if any(given is not None for given in (low, high, factor, step)):
         raise InvalidValue(f"--sizes {args.sizes} must not go with -b, -e, -f or -i, which say it, too; leave one out")

@@ -79,7 +79,7 @@ def _bracketed(name: str) -> str:
     return f"{user}{at}[{host}]" if ":" in host else name
 
 
-def hosts_from(text: str, interface: str, encryption: str, peers: tuple[str, ...]) -> Hosts | None:
+def hosts_from(text: str | None, interface: str | None, encryption: str | None, peers: tuple[str, ...]) -> Hosts | None:
     """From --hosts, --interface and --encryption; None without hosts. Raises InvalidValue."""
     if not text:
         for option, value in (("--interface", interface), ("--encryption", encryption)):
@@ -92,4 +92,4 @@ def hosts_from(text: str, interface: str, encryption: str, peers: tuple[str, ...
     if "openmpi" in peers and (users := [host.name for host in hosts if "@" in host.name]):
         raise InvalidValue(f"--hosts {users[0]}: Open MPI's hostfile has no users; say User in ssh's configuration")
     modes = dict.fromkeys(choose("--encryption", encryption, tuple(_MODES))) if encryption else ("on",)
-    return Hosts(hosts, interface, tuple(_MODES[mode] for mode in modes))
+    return Hosts(hosts, interface or "", tuple(_MODES[mode] for mode in modes))

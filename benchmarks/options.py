@@ -40,18 +40,24 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--hosts",
-        default="",
         metavar="A:4,B:4",
         help="cards on several hosts, as superpod-run has them, beside --peers",
     )
-    add("--interface", default="", metavar="NAME", help="of every host that all programs use (default: the way there)")
+    add("--interface", metavar="NAME", help="of every host that all programs use (default: the way there)")
     modes = "on, off, or on,off: series of superpod that encrypt between hosts, and that do not (default on)"
-    add("--encryption", default="", metavar="LIST", help=modes)
+    add("--encryption", metavar="LIST", help=modes)
 
 
-def add_peers(parser: argparse.ArgumentParser, default: str = "") -> None:
+def add_peers(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """--peers, --peers-from and --turns."""
     add = parser.add_argument
     add("--peers", default=default, metavar="LIST", help=f"compare with these, of {', '.join(PEERS)}, or all")
     add("--peers-from", type=Path, default=HOME, metavar="DIR", help="where their MPIs are (default: make bench-peers)")
     add("--turns", type=int, default=5, metavar="K", help="turns that each program gets at each size (default 5)")
+
+
+def refuse_empty(args: argparse.Namespace) -> None:
+    """Raises InvalidValue for an option with an empty text, which would count as if it had been left out."""
+    for name, value in vars(args).items():
+        if value == "":
+            raise InvalidValue(f"--{name} '' must not be empty; give it a value, or leave it out")

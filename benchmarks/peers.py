@@ -159,13 +159,13 @@ class Field:
         return self.home / peer / "bin" / name
 
 
-def field(text: str, home: Path, link: str, hosts: Hosts | None = None) -> Field:
-    """Who takes part, from --peers ("" for superpod alone) and --peers-from. Raises InvalidValue."""
+def field(text: str | None, home: Path, link: str, hosts: Hosts | None = None) -> Field:
+    """Who takes part, from --peers ("" or None for superpod alone) and --peers-from. Raises InvalidValue."""
     found = Field(peer_names(text), home.resolve(), link, hosts=hosts)
     found.check()
     return found
 
 
-def peer_names(text: str) -> tuple[str, ...]:
+def peer_names(text: str | None) -> tuple[str, ...]:
     """From --peers. Raises InvalidValue."""
     return tuple(dict.fromkeys(choose("--peers", text, PEERS))) if text else ()

@@ -48,7 +48,8 @@ def main(argv: Sequence[str], command: list[str]) -> int:
     """The subcommand; `command` is the whole command line, for the file. Raises InvalidValue, JobFailed."""
     args = _parser().parse_args(argv)
     names = choose("collective", args.collectives, COLLECTIVES)
-    links = choose("--link", args.link or ("shm,zmq" if shm_possible() else "zmq"), tuning.LINKS)
+    possible = "shm,zmq" if shm_possible() else "zmq"
+    links = choose("--link", possible if args.link is None else args.link, tuning.LINKS)
     worlds = plan.worlds(args.cards)
     sizes = plan.sizes(args.minbytes, args.maxbytes, factor=args.stepfactor, step=None)
     todo = Plan(plan.series(names, algorithm=AUTO, dtype="float32", op="sum"), sizes)
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-b", "--minbytes", default=1 << 10, **size, help="first size (default 1K); smaller ones go with it")
     add("-e", "--maxbytes", default=16 << 20, **size, help="last size (default 16M); larger ones stay as they are")
     add("-f", "--stepfactor", type=int, default=4, metavar="K", help="each size is K times the last one (default 4)")
-    add("--link", default="", metavar="LIST", help="shm, zmq or both (default: both, where there is shm)")
+    add("--link", metavar="LIST", help="shm, zmq or both (default: both, where there is shm)")
     add("--turns", type=int, default=5, metavar="K", help="turns that each algorithm gets at each size (default 5)")
     budget = "about how long all of it may take (default 10m); sizes for which no time is left are not tuned"
     add("--budget", type=checked(parse_seconds), default=600.0, metavar="SECONDS", help=budget)

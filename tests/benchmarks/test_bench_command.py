@@ -113,6 +113,12 @@ def test_several_worlds_algorithms_dtypes_and_operations(tmp_path):
         (["ddp", "--turns", "0"], "--turns 0 must be at least 1"),
         (["ddp", "--models", "large"], "--models 'large' is unknown; choose from small, tiny_gpt, tiny_gpt_fsdp2"),
         (["all_reduce", "--peers", "gloo", "--turns", "0"], "--turns 0 must be at least 1"),
+        (["all_reduce", "-n", ""], "--cards '' must not be empty; give it a value, or leave it out"),
+        (["all_reduce", "--hosts", ""], "--hosts '' must not be empty"),
+        (["all_reduce", "--peers", ""], "--peers '' must not be empty"),
+        (["all_reduce", "--interface", ""], "--interface '' must not be empty"),
+        (["all_reduce", "--hosts", "a:4,b:4", "--encryption", ""], "--encryption '' must not be empty"),
+        (["all_reduce", "--sizes", ""], "size '' must be a number with K, M, G or T behind it"),
     ],
 )
 def test_arguments_that_break_a_rule(arguments, message, capsys, monkeypatch):

@@ -215,6 +215,7 @@ class TestExplain:
         (("-n", "1"), "-n 1 must be at least 2: one card has nobody to talk to"),
         (("-n", "x"), "-n 'x' must be a number of cards"),
         (("--link", "tcp"), "--link 'tcp' is unknown; choose from shm, zmq"),
+        (("--link", ""), "--link '' is unknown; choose from shm, zmq"),
         (("--turns", "0"), "--turns 0 and --budget 600 must be above 0"),
         (("-b", "2M", "-e", "1M"), "-e 1 MiB must not be below -b 2 MiB"),
         (("all_gather", "-n", "64", "-b", "8", "-e", "8"), "-e 8 is less than one float32 for each card"),
