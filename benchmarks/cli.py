@@ -25,7 +25,7 @@ from superpod.benchmarks import (
     tune,
     turns,
 )
-from superpod.benchmarks.options import add_hosts, add_peers, add_shared, checked, refuse_empty
+from superpod.benchmarks.options import TURNS, add_hosts, add_peers, add_shared, checked, refuse_empty
 from superpod.benchmarks.plan import Plan
 from superpod.benchmarks.point_to_point import EVERY, POINT_TO_POINT
 from superpod.benchmarks.results import Output
@@ -101,6 +101,7 @@ def _collectives(args: argparse.Namespace, command: list[str]) -> int:
     todo, output = _plan(args), Output(args.json, args.csv, command)
     refuse_empty(args)
     there = hosts.hosts_from(args.hosts, args.interface, args.encryption, peers.peer_names(args.peers))
+    _refuse_ignored(args, todo, beside=bool(args.peers or between_two or there))
     if there is not None and args.cards:
         raise InvalidValue(f"-n {args.cards} must not go with --hosts {args.hosts}, which says it, too; leave one")
     worlds = plan.worlds(args.cards or ("2" if between_two else "8")) if there is None else (there.world_size,)
@@ -110,8 +111,22 @@ def _collectives(args: argparse.Namespace, command: list[str]) -> int:
         return suite.run(todo, worlds, link=args.link, output=output)
     if args.average != 3:
         raise InvalidValue(f"-a {args.average} is for superpod by itself: beside others the slowest rank's time counts")
-    field = peers.field(args.peers, args.peers_from, args.link, there)
-    return turns.run(todo, worlds, field, args.turns, output)
+    field = peers.field(args.peers, args.peers_from or peers.HOME, args.link, there)
+    return turns.run(todo, worlds, field, TURNS if args.turns is None else args.turns, output)
+
+
+def _refuse_ignored(args: argparse.Namespace, todo: Plan, *, beside: bool) -> None:
+    """Raises InvalidValue for options that mean nothing beside the others. `beside`: programs take turns."""
+    if args.explain:
+        for option, file in (("-J", args.json), ("--csv", args.csv)):
+            if file is not None:
+                raise InvalidValue(f"{option} {file} must not go with --explain, which measures nothing; leave one out")
+    elif args.turns is not None and not beside:
+        raise InvalidValue(f"--turns {args.turns} is for several programs; name others with --peers, or leave it out")
+    if args.peers_from is not None and not args.peers:
+        raise InvalidValue(f"--peers-from {args.peers_from} is for --peers; name them, or leave it out")
+    if args.root is not None and not any(series.case.rooted for series in todo.series):
+        raise InvalidValue(f"-r {args.root} means nothing for {args.collective}, which has no root; leave it out")
 
 
 def _write_no_more() -> None:
@@ -131,8 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     size: dict[str, Any] = {"type": checked(parse_size), "metavar": "SIZE"}
     add("collective", metavar="COLLECTIVE", help=f"one of {', '.join(EVERY)}; a list with commas; or all")
     add_shared(parser)
-    parser.set_defaults(cards=None)  # which default there is depends on the collective
     add_peers(parser)
+    parser.set_defaults(cards=None, turns=None, peers_from=None)  # not given; what they are then depends on the rest
     add_hosts(parser)
     add("-b", "--minbytes", **size, help="first size, such as 8 or 1M (default 8)")
     add("-e", "--maxbytes", **size, help="last size (default 64M)")
@@ -141,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-i", "--stepbytes", **size, help="each size is SIZE above the one before")
     add("-d", "--datatype", default="float32", metavar="TYPE", help="dtype, list, or all (default float32)")
     add("-o", "--op", default="sum", metavar="OP", help="reduction, list, or all (default sum)")
-    add("-r", "--root", type=int, default=0, metavar="RANK", help="root of a rooted collective (default 0)")
+    add("-r", "--root", type=int, metavar="RANK", help="root of a rooted collective (default 0)")
     add("--algorithm", default=plan.AUTO, metavar="NAME", help="algorithm by name, list, all, or auto (default)")
     add("--iters", type=int, default=20, metavar="K", help="timed calls of a size, at most (default 20)")
     add("-w", "--warmup", type=int, default=5, metavar="K", help="untimed calls of a size, at most (default 5)")
@@ -162,7 +177,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     return Plan(
         series=plan.series(names, algorithm=args.algorithm, dtype=args.datatype, op=args.op),
         sizes=_sizes(args),
-        root=args.root,
+        root=args.root or 0,
         iters=args.iters,
         warmup=args.warmup,
         check=bool(args.check),

@@ -13,6 +13,8 @@ from superpod.interconnect.errors import InvalidValue
 
 T = TypeVar("T")
 
+TURNS = 5  # that each program gets, unless the user says otherwise
+
 
 def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
     """`parse` for argparse, which drops the message of a ValueError."""
@@ -53,7 +55,13 @@ def add_peers(parser: argparse.ArgumentParser, default: str | None = None) -> No
     add = parser.add_argument
     add("--peers", default=default, metavar="LIST", help=f"compare with these, of {', '.join(PEERS)}, or all")
     add("--peers-from", type=Path, default=HOME, metavar="DIR", help="where their MPIs are (default: make bench-peers)")
-    add("--turns", type=int, default=5, metavar="K", help="turns that each program gets at each size (default 5)")
+    add(
+        "--turns",
+        type=int,
+        default=TURNS,
+        metavar="K",
+        help=f"turns that each program gets at each size (default {TURNS})",
+    )
 
 
 def refuse_empty(args: argparse.Namespace) -> None:

@@ -118,6 +118,16 @@ def test_several_worlds_algorithms_dtypes_and_operations(tmp_path):
         (["all_reduce", "--peers", ""], "--peers '' must not be empty"),
         (["all_reduce", "--interface", ""], "--interface '' must not be empty"),
         (["all_reduce", "--hosts", "a:4,b:4", "--encryption", ""], "--encryption '' must not be empty"),
+        (
+            ["all_reduce", "--turns", "3"],
+            "--turns 3 is for several programs; name others with --peers, or leave it out",
+        ),
+        (["all_reduce", "--peers-from", "nope"], "--peers-from nope is for --peers; name them, or leave it out"),
+        (["latency", "--peers-from", "nope"], "--peers-from nope is for --peers"),
+        (["all_reduce", "--explain", "-J", "x"], "-J x must not go with --explain, which measures nothing"),
+        (["all_reduce", "--explain", "--csv", "x"], "--csv x must not go with --explain, which measures nothing"),
+        (["all_reduce,barrier", "-r", "0"], "-r 0 means nothing for all_reduce,barrier, which has no root"),
+        (["all", "-n", "2", "-r", "2"], "-r 2 must be a rank: 0 to 1 with -n 2"),
         (["all_reduce", "--sizes", ""], "size '' must be a number with K, M, G or T behind it"),
     ],
 )
