@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         "superpod-bench launch", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_shared(parser)
-    add_peers(parser, "gloo")
-    parser.set_defaults(cards="8,64,256", turns=3)
+    add_peers(parser, "gloo", turns=3)
+    parser.set_defaults(cards="8,64,256")
     most = "peers take part up to so many ranks: torchrun imports torch in each (default 8)"
     parser.add_argument("--peers-up-to", type=int, default=8, metavar="N", help=most)
     return parser

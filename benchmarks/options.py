@@ -50,7 +50,7 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
     add("--encryption", metavar="LIST", help=modes)
 
 
-def add_peers(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def add_peers(parser: argparse.ArgumentParser, default: str | None = None, turns: int = TURNS) -> None:
     """--peers, --peers-from and --turns."""
     add = parser.add_argument
     add("--peers", default=default, metavar="LIST", help=f"compare with these, of {', '.join(PEERS)}, or all")
@@ -58,9 +58,9 @@ def add_peers(parser: argparse.ArgumentParser, default: str | None = None) -> No
     add(
         "--turns",
         type=int,
-        default=TURNS,
+        default=turns,
         metavar="K",
-        help=f"turns that each program gets at each size (default {TURNS})",
+        help=f"turns that each program gets at each size (default {turns})",
     )
 
 

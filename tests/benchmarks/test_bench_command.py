@@ -144,6 +144,13 @@ def test_arguments_that_break_a_rule(arguments, message, capsys, monkeypatch):
     assert "superpod-bench" in shown.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(("command", "turns"), [("launch", 3), ("all_reduce", 5)])
+def test_help_states_how_many_turns_there_are(command, turns, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    assert f"each program gets at each size (default {turns})" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_wrong_argument_costs_one_line_and_no_import_of_torch():
     code = (
         "import sys; from superpod.benchmarks.cli import main\n"
