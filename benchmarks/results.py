@@ -58,7 +58,7 @@ class Output:
 
     def check(self) -> None:
         """Raises InvalidValue when a file cannot be written: before minutes of measuring, not after."""
-        files = [os.path.realpath(path) for path in (self.json, self.csv) if path is not None]
+        files = [target(path) for path in (self.json, self.csv) if path is not None]
         if len(set(files)) < len(files):
             raise InvalidValue(f"-J {self.json} and --csv {self.csv} are the same file; name two, or leave one out")
         if self.json is not None:
@@ -95,7 +95,7 @@ def check_writable(option: str, path: Path, *, replaced: bool = True) -> None:
     try:
         if replaced and path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "it is no file")
-        for file in (path, _draft(path)) if replaced else (path,):
+        for file in (target(path), _draft(target(path))) if replaced else (path,):
             new = not os.path.lexists(file)
             open(file, "ab").close()
             if new:
@@ -106,17 +106,23 @@ def check_writable(option: str, path: Path, *, replaced: bool = True) -> None:
         ) from error
 
 
+def target(path: Path) -> Path:
+    """What is to be replaced: a link stays one, and is not itself replaced, be it /dev/stdout."""
+    return Path(os.path.realpath(path))
+
+
 def _draft(path: Path) -> Path:
     return path.with_name(path.name + ".draft")
 
 
 def _write_json(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Replace the file in one piece: it is complete at any time, one row in a line."""
-    draft = _draft(path)
+    file = target(path)
+    draft = _draft(file)
     lines = ",\n".join(json.dumps(row) for row in rows)
     try:
         draft.write_text(f'{{"header": {json.dumps(header, indent=1)},\n"rows": [\n{lines}\n]}}\n')
-        draft.replace(path)
+        draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
 

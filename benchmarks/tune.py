@@ -198,7 +198,8 @@ def _write(path: Path, found: Found, command: list[str]) -> None:
         )
     try:
         described = results.describe(command)
-        tuning.write(path, {"made": {key: described[key] for key in ("command", "date", "commit")}}, rows, figures)
+        made = {key: described[key] for key in ("command", "date", "commit")}
+        tuning.write(results.target(path), {"made": made}, rows, figures)
     except OSError as error:
         raise InvalidValue(f"{path} cannot be written ({error.strerror}); name another file with -o") from error
 

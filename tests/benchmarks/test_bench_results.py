@@ -52,6 +52,19 @@ def test_a_file_that_cannot_be_replaced_leaves_no_draft(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link, file = tmp_path / "link.json", tmp_path / "elsewhere" / "r.json"
+    link.symlink_to(file)
+    output = results.Output(link, None, [])
+    output.check()
+    assert not file.exists()
+    output.write({}, [{"a": 1}])
+    assert link.is_symlink()
+    assert json.loads(file.read_text())["rows"] == [{"a": 1}]
+    assert [p.name for p in file.parent.iterdir()] == ["r.json"]
+
+
 def test_csv_has_a_column_for_every_plain_field(tmp_path):
     output = results.Output(tmp_path / "r.json", tmp_path / "r.csv", [])
     output.check()

@@ -269,7 +269,10 @@ def test_a_run_that_was_ended_early_keeps_what_there_was(tmp_path: Path, monkeyp
 
     path = write(tmp_path / "t.json", {"algorithm": "ring"}, {"algorithm": "ring", "ranks": 2})
     found = {("shm", "all_reduce", 2): {4096: quiet(one_shot=1.0, ring=2.0, star=3.0)}}
-    tune._write(path, found, ["superpod-bench", "tune"])
+    link = tmp_path / "link.json"
+    link.symlink_to(path)
+    tune._write(link, found, ["superpod-bench", "tune"])
+    assert link.is_symlink()
     rows = json.loads(path.read_text())["rules"]
     assert [(row["ranks"], row["fixed_order"], row["algorithm"]) for row in rows] == [
         (2, False, "one_shot"), (64, False, "ring"), (2, True, "one_shot")
