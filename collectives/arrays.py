@@ -22,7 +22,7 @@ class Flat:
         wide = array.dtype if op is None else op.wide
         copied = not array.flags.c_contiguous or wide != array.dtype
         self._write_back = copied and write_back
-        self.data: Array = copy_flat(array, wide) if copied else array.reshape(-1)
+        self.data: Array = copy_flat(array, wide) if copied else np.asarray(array).reshape(-1)  # a matrix stays 2-D
 
     def __enter__(self) -> Array:
         return self.data

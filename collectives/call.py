@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from superpod.collectives.execute import Bounds, Circumstances, Plan
 from superpod.collectives.fused import Fused
 from superpod.collectives.select import Choice
@@ -59,8 +61,8 @@ def group_ident(name: str, ranks: Sequence[int]) -> int:
 
 def message_text(label: str, tag: int) -> str:
     """A message in words, the same for its sender and its receiver. Raises InvalidValue for a wrong tag."""
-    if not 0 <= tag < 1 << 31:
-        raise InvalidValue(f"tag={tag} must be 0 to 2^31 - 1")
+    if isinstance(tag, bool) or not isinstance(tag, int | np.integer) or not 0 <= tag < 1 << 31:
+        raise InvalidValue(f"tag={tag!r} must be a whole number, 0 to 2^31 - 1")
     return f"send/recv({label}, tag {tag})"
 
 

@@ -33,7 +33,7 @@ from superpod.collectives.arrays import (
     writable,
 )
 from superpod.collectives.communicator_base import WORLD, CommunicatorBase
-from superpod.collectives.flat import NO_OPTIONS, Options
+from superpod.collectives.flat import NO_OPTIONS, Options, checked_seconds
 from superpod.collectives.operations import operation
 from superpod.collectives.runtime import Runtime
 from superpod.collectives.work import MessageWork, Work
@@ -67,7 +67,8 @@ class Communicator(CommunicatorBase):
     ) -> Any:
         """Reduce over all ranks; every rank gets the result, in place or in `out` (same shape and dtype)."""
         key = None
-        if algorithm is None and timeout is None and out is None and not async_op and type(array) is np.ndarray:
+        plain = type(array) is np.ndarray and type(op) is str
+        if plain and algorithm is None and timeout is None and out is None and not async_op:
             express = self._expresses.get(key := ("all_reduce", op, array.dtype, array.size))
             if express is not None and express.run(array):
                 return array
@@ -99,7 +100,8 @@ class Communicator(CommunicatorBase):
     ) -> Any:
         """Reduce over all ranks; the root gets the result, in place or in `out`. Other arrays stay as they are."""
         opts, operation_ = Options.of("reduce", algorithm, timeout), operation(op, checked(array).dtype)
-        at_root = self.rank == self._root(root)
+        root = self._root(root)
+        at_root = self.rank == root
         target = array
         if at_root:
             target = writable(array) if out is None else shaped(out, array.shape, array.dtype)
@@ -130,7 +132,8 @@ class Communicator(CommunicatorBase):
         timeout: float | None = None,
     ) -> Any:
         """Copy the root's array into every rank's, in place."""
-        opts, at_root = Options.of("broadcast", algorithm, timeout), self.rank == self._root(root)
+        opts, root = Options.of("broadcast", algorithm, timeout), self._root(root)
+        at_root = self.rank == root
         key = None
         if not async_op and opts is NO_OPTIONS and lies_flat(array):
             express = self._expresses.get(key := ("broadcast", root, array.dtype, array.size))
@@ -190,12 +193,12 @@ class Communicator(CommunicatorBase):
         1/n as long.
         """
         opts, target = Options.of("reduce_scatter", algorithm, timeout), block_of(checked(array), self.world_size, out)
-        key = None
+        key, operation_ = None, operation(op, array.dtype)
         if not async_op and opts is NO_OPTIONS and lies_flat(array) and (out is None or lies_apart(out, array)):
             express = self._expresses.get(key := ("reduce_scatter", op, array.dtype, array.size))
             if express is not None and express.run(array, target):
                 return target
-        operation_, text = operation(op, array.dtype), label(array)
+        text = label(array)
         taking = lies_apart(target, array) and operation_.wide == array.dtype
 
         def action() -> Array:
@@ -256,8 +259,8 @@ class Communicator(CommunicatorBase):
         timeout: float | None = None,
     ) -> Any:
         """Every rank's array at the root: shape (n, *array.shape) there, None elsewhere."""
-        opts, text = Options.of("gather", algorithm, timeout), label(checked(array))
-        target = blocks_like(array, self.world_size, out) if self.rank == self._root(root) else None
+        opts, root, text = Options.of("gather", algorithm, timeout), self._root(root), label(checked(array))
+        target = blocks_like(array, self.world_size, out) if self.rank == root else None
         key = None
         if not async_op and opts is NO_OPTIONS:
             express = self._expresses.get(key := ("gather", root, array.dtype, array.size))
@@ -287,8 +290,8 @@ class Communicator(CommunicatorBase):
         timeout: float | None = None,
     ) -> Any:
         """Block r of the root's `array`, cut as by reduce_scatter, in rank r's `out`. Others pass None and an `out`."""
-        opts = Options.of("scatter", algorithm, timeout)
-        if self.rank == self._root(root):
+        opts, root = Options.of("scatter", algorithm, timeout), self._root(root)
+        if self.rank == root:
             if array is None:
                 raise InvalidValue("array=None at the root of a scatter; the root passes n blocks, shape (n, ...)")
             target = block_of(checked(array), self.world_size, out)
@@ -346,6 +349,8 @@ def init(timeout: float | None = None) -> Communicator:
 
     Args:
         timeout: seconds that a call may take; default SUPERPOD_TIMEOUT.
+    Raises:
+        InvalidValue: `timeout` is not above 0; a setting in the environment is wrong.
     """
     settings = Settings.read()
     return connect(settings, Place.read(), timeout)
@@ -354,7 +359,7 @@ def init(timeout: float | None = None) -> Communicator:
 def connect(settings: Settings, place: Place, timeout: float | None = None) -> Communicator:
     """As `init`, with settings and place given. Raises InvalidValue when there is no store to meet the others in."""
     runtime = Runtime.from_settings(settings, place)
-    engine = runtime.engine(range(place.world_size), WORLD, settings.timeout if timeout is None else timeout)
+    engine = runtime.engine(range(place.world_size), WORLD, checked_seconds(timeout) or settings.timeout)
     return Communicator(runtime, engine)
 
 

@@ -99,10 +99,10 @@ class CommunicatorBase:
     def _root(self, root: int) -> int:
         if not is_rank(root, self.world_size):
             raise InvalidValue(f"root={root!r} must be a rank of the group: 0 to {self.world_size - 1}")
-        return root
+        return int(root)
 
     def _peer(self, peer: int, itself: bool = False) -> int:
         if not is_rank(peer, self.world_size) or (peer == self.rank and not itself):
             others = f"0 to {self.world_size - 1}" + ("" if itself else f" but this card's own {self.rank}")
             raise InvalidValue(f"rank {peer!r} must be a rank of the group: {others}")
-        return peer
+        return int(peer)

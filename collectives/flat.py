@@ -42,9 +42,15 @@ NO_OPTIONS = Options()
 
 def checked_seconds(timeout: float | None) -> float | None:
     """Raises InvalidValue unless it is above 0, or None."""
-    if timeout is not None and not timeout > 0:
-        raise InvalidValue(f"timeout={timeout} must be above 0 seconds, or None for the communicator's own")
-    return timeout
+    if timeout is None:
+        return None
+    try:
+        seconds = 0.0 if isinstance(timeout, str) else float(timeout)
+    except (TypeError, ValueError, OverflowError):
+        seconds = 0.0
+    if not seconds > 0:
+        raise InvalidValue(f"timeout={timeout!r} must be above 0 seconds, or None for the communicator's own")
+    return seconds
 
 
 def all_reduce(engine: Engine, array: Array, op: Operation, label: str, options: Options) -> None:

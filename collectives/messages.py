@@ -83,6 +83,7 @@ class Messages:
             InvalidValue: there is no such tag.
         """
         text, rank, group = message_text(label, tag), self._engine.ranks[peer], self._group.ident
+        tag = int(tag)
         header = encode(Header(Kind.DATA, group, tag, 0, 0, nbytes, 0, text))
         form = Form((rank, group, tag), text, f"{text} to rank {peer}", f"{text} from rank {peer}", nbytes, header)
         if key is not None:

@@ -91,12 +91,16 @@ def _real(array: Array) -> Array:
     return array.view(array.real.dtype) if array.dtype.kind == "c" else array
 
 
-@cache
 def operation(name: str, dtype: np.dtype[Any]) -> Operation:
     """Raises InvalidValue for an unknown name, or one that makes no sense for `dtype`."""
-    ufunc = _UFUNCS.get(name)
-    if ufunc is None:
+    if type(name) is not str or name not in _UFUNCS:
         raise InvalidValue(f"op={name!r} is unknown; the operations are {', '.join(OPERATIONS)}")
+    return _operation(name, dtype)
+
+
+@cache
+def _operation(name: str, dtype: np.dtype[Any]) -> Operation:
+    ufunc = _UFUNCS[name]
     if dtype.kind not in _KINDS[name]:
         able = [n for n, kinds in _KINDS.items() if dtype.kind in kinds]
         means = f"it works for {', '.join(able)}" if able else "only numbers and bool can be reduced"

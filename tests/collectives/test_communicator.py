@@ -247,11 +247,19 @@ REFUSED: list[tuple[Callable[[Communicator], Any], str]] = [
     ),
     (lambda c: c.barrier(algorithm="ring"), "algorithm='ring' does not exist for barrier; there are"),
     (lambda c: c.all_reduce(THREE, timeout=0), "timeout=0 must be above 0 seconds, or None"),
+    (lambda c: c.all_reduce(THREE, timeout="3"), "timeout='3' must be above 0 seconds"),
+    (lambda c: c.barrier(timeout=10**400), "timeout=10+ must be above 0 seconds"),
+    (lambda c: c.all_reduce(THREE, ["sum"]), r"op=\['sum'\] is unknown"),
+    (lambda c: c.reduce_scatter(np.zeros(4), ["sum"]), r"op=\['sum'\] is unknown"),
+    (lambda c: c.broadcast(THREE, [0]), r"root=\[0\] must be a rank of the group"),
     (lambda c: c.recv(THREE, 0, timeout=float("nan")), "timeout=nan must be above 0 seconds"),
     (lambda c: c.send(THREE, 2), r"rank 2 must be a rank of the group: 0 to 1 but this card's own [01]"),
     (lambda c: c.send(THREE, c.rank), "but this card's own"),
-    (lambda c: c.send(THREE, 1 - c.rank, tag=-1), r"tag=-1 must be 0 to 2\^31 - 1"),
-    (lambda c: c.recv(THREE, 1 - c.rank, tag=1 << 31), r"tag=2147483648 must be 0 to 2\^31 - 1"),
+    (lambda c: c.send(THREE, 1 - c.rank, tag=-1), r"tag=-1 must be a whole number, 0 to 2\^31 - 1"),
+    (lambda c: c.recv(THREE, 1 - c.rank, tag=1 << 31), r"tag=2147483648 must be a whole number, 0 to"),
+    (lambda c: c.send(THREE, 1 - c.rank, tag=1.5), "tag=1.5 must be a whole number"),
+    (lambda c: c.recv(THREE, 1 - c.rank, tag=True), "tag=True must be a whole number"),
+    (lambda c: c.send(THREE, 1 - c.rank, tag="x"), "tag='x' must be a whole number"),
     (lambda c: c.recv(np.zeros((3, 3)).T, 1 - c.rank), r"array with strides \(8, 24\) is not contiguous"),
     (lambda c: c.group([0, 0]), r"ranks=\[0, 0\] must be distinct, and at least one"),
     (lambda c: c.group([]), r"ranks=\[\] must be distinct, and at least one"),
@@ -273,7 +281,41 @@ def test_wrong_arguments_are_refused_and_do_no_harm() -> None:
     cards(2, card, 1)
 
 
+@pytest.mark.parametrize("one", [np.int64(1), np.uint8(1), True])
+def test_whole_numbers_of_any_type_are_ranks(one: Any) -> None:
+    def card(comm: Communicator) -> None:
+        for _ in range(2):  # the second call goes the short way
+            assert comm.broadcast(np.full(2, comm.rank), one).tolist() == [1, 1]
+            assert comm.rank != 1 or comm.gather(np.full(2, comm.rank), one).tolist() == [[0, 0], [1, 1]]
+            assert comm.rank == 1 or comm.gather(np.full(2, comm.rank), one) is None
+            assert comm.scatter(np.arange(4).reshape(2, 2), one, np.zeros(2, int)).tolist() == [
+                2 * comm.rank,
+                2 * comm.rank + 1,
+            ]
+        if one is not True:
+            comm.send(np.full(3, comm.rank), 1 - comm.rank, one)
+            assert comm.recv(np.zeros(3, int), 1 - comm.rank, one).tolist() == [1 - comm.rank] * 3
+
+    cards(2, card)
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # numpy would rather have none
+def test_a_matrix_is_an_array() -> None:
+    def card(comm: Communicator) -> None:
+        matrix = np.asmatrix([[1.0, 2.0]])
+        assert comm.all_reduce(matrix).tolist() == [[2, 4]]
+        assert comm.all_gather(matrix).tolist() == [[[2, 4]]] * 2
+
+    cards(2, card)
+
+
 # Life and end
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), -1, 0, "x"])
+def test_a_time_limit_of_the_communicator_is_checked(timeout: Any) -> None:
+    with pytest.raises(InvalidValue, match=f"timeout={timeout!r} must be above 0 seconds"):
+        superpod.init(timeout=timeout)
 
 
 def test_the_world_of_one() -> None:

@@ -178,6 +178,33 @@ def any_layout(rank: int, n: int) -> None:
         dist.all_to_all([torch.zeros(shape) for _ in range(n)], [empty] * n)
 
 
+def expanded(rank: int, n: int) -> None:
+    """Elements that share their memory: what all of them get is written once."""
+    base = torch.arange(3.0)
+    for make in (lambda t: t.expand(4, 3), lambda t: t[:, None].expand(3, 4), lambda t: t.expand(2, 1, 3)):
+        tensor = make(base + rank)
+        dist.all_reduce(tensor)
+        assert torch.equal(tensor, make(base * n + n * (n - 1) / 2))
+        half = make((base + rank).bfloat16())
+        dist.all_reduce(half)
+        assert torch.equal(half, make((base * n + n * (n - 1) / 2).bfloat16()))
+        tensor = make(base + rank)
+        dist.broadcast(tensor, 1)
+        assert torch.equal(tensor, make(base + 1))
+        outs = [make(torch.zeros(3)) for _ in range(n)]
+        dist.all_gather(outs, make(base + rank))
+        assert all(torch.equal(out, make(base + r)) for r, out in enumerate(outs))
+        into = make(torch.zeros(3))
+        receive = dist.irecv(into, 1 - rank)
+        dist.send(make(base + rank), 1 - rank)
+        receive.wait()
+        assert torch.equal(into, make(base + 1 - rank))
+
+
+def test_expanded_tensors(torch_cards: TorchCards) -> None:
+    torch_cards(2, expanded)
+
+
 def test_any_memory_layout(torch_cards: TorchCards) -> None:
     torch_cards(2, any_layout)
 

@@ -95,6 +95,26 @@ def test_an_expired_wait_says_where_the_late_rank_is(late, how):
     assert ended.seconds < 12
 
 
+def test_who_waits_for_a_message_in_vain_says_so(launch):
+    launch.script(
+        "vain.py",
+        """
+        import time
+        import numpy as np
+        import superpod
+        comm = superpod.init(timeout=0.5)
+        comm.barrier()
+        if comm.rank == 0:
+            comm.recv(np.ones(3), 1, async_op=True).wait()
+        time.sleep(1000)
+        """,
+    )
+    ended = launch("-n", "2", "--grace", "0.5", "vain.py")
+    waits = r"rank 0 waits in send/recv\(3 × float64, tag 0\) from rank 1, called in the script at vain\.py:8\n"
+    assert re.search(waits, ended.err), ended.err
+    assert "rank 1 is in the script at vain.py:9" in ended.err
+
+
 def test_a_rank_that_never_called_superpod_is_said_to_be_missing(launch):
     launch.script(
         "absent.py",
