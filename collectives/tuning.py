@@ -129,8 +129,11 @@ def write(path: Path, content: Mapping[str, Any], rules: Sequence[Row], measured
     parts += [f"{json.dumps(n)}: [\n" + ",\n".join(map(json.dumps, rows)) + "\n]" for n, rows in lists.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-    draft.write_text("{" + ",\n".join(parts) + "}\n")
-    draft.replace(path)
+    try:
+        draft.write_text("{" + ",\n".join(parts) + "}\n")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def read(path: Path) -> TuningFile:
