@@ -21,6 +21,7 @@ AUTO = "auto"  # the algorithm that superpod selects
 AVERAGES = ("rank 0's time", "mean of the ranks' times", "fastest rank's time", "slowest rank's time")
 _NAMES = {"half": "float16", "float": "float32", "double": "float64"}  # as nccl-tests call them
 _MIN_ITERS = 3  # fewer have no median
+_MOST_SIZES = 10_000  # of one table
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,11 @@ def sizes(low: int, high: int, *, factor: int | None, step: int | None) -> tuple
     if step is not None:
         if step < 1:
             raise InvalidValue(f"-i {step} must be at least 1 byte, or the sizes never reach -e")
+        if (high - low) // step >= _MOST_SIZES:
+            raise InvalidValue(
+                f"-i {size_text(step)} makes more than {_MOST_SIZES} sizes up to {size_text(high)}; take a larger one, "
+                "or -f"
+            )
         return tuple(range(low, high + 1, step))
     factor = 2 if factor is None else factor
     if factor < 2:

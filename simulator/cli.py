@@ -13,7 +13,6 @@ from superpod.collectives.schedule import ROOTED
 from superpod.interconnect import topology_file
 from superpod.interconnect.env import COLLECTIVES
 from superpod.interconnect.errors import InvalidValue
-from superpod.interconnect.units import size_text
 from superpod.launcher.console import write_no_more
 from superpod.simulator import best, calibrate, describe, draw, plots, predict, table
 from superpod.simulator.options import SIZE, add_machine, faults, machine
@@ -28,9 +27,6 @@ How long collectives would take on other machines, predicted from the very algor
 
 docs/model.md says what is modelled, what is not, and how wrong it can be.
 Exit code: 0, 1 when something cannot be written, 2 for arguments that break a rule."""
-
-
-_MOST_SIZES = 10_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,11 +117,6 @@ def _sizes(args: argparse.Namespace) -> tuple[int, ...]:
         for option, value in given.items():
             raise InvalidValue(f"{option} {value} means nothing for barrier, which has no size; leave it out")
     low, high = given.get("-b", 1 << 10), given.get("-e", 1 << 30)
-    if args.stepbytes and (high - low) // args.stepbytes >= _MOST_SIZES:
-        raise InvalidValue(
-            f"-i {size_text(args.stepbytes)} makes more than {_MOST_SIZES} sizes up to {size_text(high)}; take a "
-            "larger one, or -f"
-        )
     return plan.sizes(low, high, factor=args.stepfactor, step=args.stepbytes)
 
 

@@ -24,6 +24,7 @@ def test_sizes_multiply_or_add():
     [
         (64, 8, None, None, "-e 8 B must not be below -b 64 B"),
         (0, 8, None, None, "-b 0 must be at least 1 byte"),
+        (1, 1 << 40, None, 1, "-i 1 B makes more than 10000 sizes up to 1 TiB; take a larger one, or -f"),
         (8, 64, 1, None, "-f 1 must be at least 2, or the sizes never reach -e; for one size let -b equal -e"),
         (8, 64, None, 0, "-i 0 must be at least 1 byte"),
         (8, 64, 2, 8, "-f 2 and -i 8 exclude each other"),
