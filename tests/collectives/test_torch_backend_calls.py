@@ -125,7 +125,7 @@ def refused(rank: int, n: int) -> None:
         (lambda: group.all_gather_single(torch.ones(12, dtype=torch.int32), t), "must have one dtype"),
         (lambda: group.send([t], 7, 0), r"rank 7 must be a rank of the group: 0 to 2 but this card's own \d"),
         (lambda: group.recv([t], rank, 0), "but this card's own"),
-        (lambda: group.recv([t], (rank + 1) % 3, -3), "tag=-3 must be 0 to"),
+        (lambda: group.recv([t], (rank + 1) % 3, -3), "tag=-3 must be a whole number, 0 to"),
         (lambda: group.allreduce([t.to("meta")]), "tensor on meta with layout torch.strided: superpod moves dense CPU"),
         (lambda: group.broadcast([t.to_sparse()]), "layout torch.sparse_coo: superpod moves dense CPU tensors"),
     ]
