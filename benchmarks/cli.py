@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from superpod.collectives.select import Selector
 from superpod.interconnect.env import Settings
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.units import parse_seconds, parse_size
+from superpod.launcher.console import write_no_more
 
 _DESCRIPTION = """\
 Measure collectives on cards of this machine, or of several hosts, with nccl-tests' options and columns; every result is
@@ -86,10 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever reads the table has seen enough (| head)
-        _write_no_more()
+        write_no_more()
         return 141
     except OSError as error:
-        _write_no_more()
+        write_no_more()
         lost = "" if arguments and arguments[0] in _WITHOUT_CARDS else "; what was measured until then may be lost"
         print(f"superpod-bench: {error}{lost}", file=sys.stderr)
         return 1
@@ -127,11 +127,6 @@ def _refuse_ignored(args: argparse.Namespace, todo: Plan, *, beside: bool) -> No
         raise InvalidValue(f"--peers-from {args.peers_from} is for --peers; name them, or leave it out")
     if args.root is not None and not any(series.case.rooted for series in todo.series):
         raise InvalidValue(f"-r {args.root} means nothing for {args.collective}, which has no root; leave it out")
-
-
-def _write_no_more() -> None:
-    """Whatever stdout still holds goes nowhere, or the interpreter's last flush complains."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop(signum: int, _frame: object) -> NoReturn:

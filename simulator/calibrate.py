@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from superpod.benchmarks.results import check_writable
 from superpod.collectives import algorithms
 from superpod.interconnect import topology_file
 from superpod.interconnect.errors import InvalidValue
@@ -16,7 +17,6 @@ from superpod.interconnect.topology_write import to_toml
 from superpod.interconnect.units import seconds_text, size_text
 from superpod.simulator import points
 from superpod.simulator.fit import Fit, fit, unfitted_errors
-from superpod.simulator.options import check_output
 from superpod.simulator.points import Point
 from superpod.simulator.predict import BEST
 
@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> None:
     """The subcommand."""
     if args.cards is not None and args.cards < 1:
         raise InvalidValue(f"-n {args.cards} must be at least 1 card")
-    check_output("-o", args.output)
+    if args.output is not None:
+        check_writable("-o", args.output, replaced=False)
     found = points.read(args.points, cards=args.cards, machine=args.machine)
     found = stated(found, args.algorithm)
     found_fit = fit(topology_file.load(args.topology), found, chosen(args.fit, found))

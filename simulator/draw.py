@@ -7,10 +7,10 @@ from html import escape
 from math import cos, pi, sin
 from pathlib import Path
 
+from superpod.benchmarks.results import check_writable
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.topology import Level, Topology
 from superpod.interconnect.units import rate_text, seconds_text
-from superpod.simulator.options import check_output
 
 _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5aa8", "#b8860b", "#4a4a4a")
 _WIDTH, _HEIGHT, _RADIUS = 240, 330, 80
@@ -19,9 +19,11 @@ _SHOWN = 16  # units drawn of a level that has more
 
 def check(path: Path | None) -> None:
     """Raises InvalidValue when `path` is no .svg that can be written."""
-    if path is not None and path.suffix != ".svg":
+    if path is None:
+        return
+    if path.suffix != ".svg":
         raise InvalidValue(f"--draw {path} must end in .svg")
-    check_output("--draw", path)
+    check_writable("--draw", path, replaced=False)
 
 
 def write(topology: Topology, path: Path) -> None:

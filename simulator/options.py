@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from superpod.benchmarks.options import checked
@@ -36,21 +34,6 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     add("--slow", metavar="A-B:F", **many, help="a link, or 5@spine, carries only the share F of its rate")
     add("--straggler", metavar="C:F", **many, help="card C takes F times as long for everything")
     add("--dead", metavar="C", **many, help="card C is replaced by the spare of its unit")
-
-
-def check_output(option: str, path: Path | None) -> None:
-    """Raises InvalidValue when no file could be written there: before minutes of predicting, not after."""
-    if path is None:
-        return
-    folder, reason = path.absolute().parent, ""
-    if not folder.is_dir():
-        reason = "its folder does not exist"
-    elif path.is_dir():
-        reason = "it is a folder"
-    elif not os.access(path if path.exists() else folder, os.W_OK):
-        reason = "you may not write there"
-    if reason:
-        raise InvalidValue(f"{option} {path} cannot be written: {reason}; name another file")
 
 
 def machine(args: argparse.Namespace) -> tuple[Machine, int]:

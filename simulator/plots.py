@@ -8,10 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from superpod.benchmarks.results import check_writable
 from superpod.interconnect.errors import InvalidValue
 from superpod.interconnect.topology import Topology
 from superpod.interconnect.units import size_text
-from superpod.simulator.options import check_output
 from superpod.simulator.predict import Row, mark_text
 
 _KINDS = (".svg", ".png", ".pdf")
@@ -24,7 +24,7 @@ def check(option: str, path: Path | None) -> None:
         return
     if path.suffix not in _KINDS:
         raise InvalidValue(f"{option} {path} must end in one of {', '.join(_KINDS)}")
-    check_output(option, path)
+    check_writable(option, path, replaced=False)
     _pyplot()
 
 

@@ -118,9 +118,9 @@ class TestFit:
             (["--fit", "cards=9"], "--fit 'cards=9' matches none of the 2 points; loosen it"),
             (
                 ["-o", "/no/such/folder/x.toml"],
-                "-o /no/such/folder/x.toml cannot be written: its folder does not exist",
+                "-o /no/such/folder/x.toml cannot be written (No such file or directory)",
             ),
-            (["-o", "/"], "-o / cannot be written: it is a folder; name another file"),
+            (["-o", "/"], "-o / cannot be written (Is a directory); name a file in a folder that exists"),
             (["-n", "0"], "-n 0 must be at least 1 card"),
             (["-t", "nowhere"], "topology 'nowhere' is neither a file"),
         ],

@@ -116,7 +116,7 @@ class TestPredict:
             (["--dead", "1"], "dead '1': mi300x has no spare cards"),
             (["--cut", "0-1", "--routing", "shortest"], "routing=shortest knows no way around"),
             (["--plot", "x.jpeg"], "x.jpeg must end in one of .svg, .png, .pdf"),
-            (["--plot", "no/such/x.svg"], "cannot be written: its folder does not exist"),
+            (["--plot", "no/such/x.svg"], "cannot be written (No such file or directory)"),
         ],
     )
     def test_what_cannot_be_is_refused(self, capsys, argv: Sequence[str], message: str) -> None:
@@ -185,7 +185,7 @@ class TestTopology:
     def test_a_drawing_that_cannot_be_written_is_refused(self, capsys) -> None:
         assert "--draw x.jpg must end in .svg" in refused_at_once(capsys, "topology", "torus", "--draw", "x.jpg")
         path = "no/such/folder/x.svg"
-        message = f"--draw {path} cannot be written: its folder does not exist; name another file"
+        message = f"--draw {path} cannot be written (No such file or directory); name a file in a folder that exists"
         assert message in refused_at_once(capsys, "topology", "torus", "--draw", path)
 
     @pytest.mark.parametrize("argv", [("--json",), ("--draw", "x.svg")])
