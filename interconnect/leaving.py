@@ -16,9 +16,7 @@ from superpod.interconnect.turns import Turns
 from superpod.interconnect.wire import Header, Kind, encode
 
 LINGER = 3.0  # seconds that closing may take to deliver what is under way
-_LINGER_ABORTED = (
-    0.3  # the same once the launcher has ended the job: it has told everybody, and some may be unreachable
-)
+_LINGER_ABORTED = 0.3  # the same once the launcher has ended the job: everybody has been told, or is out of reach
 
 
 class Leaving(Trouble):
