@@ -22,6 +22,10 @@ def compiled(folder: str, name: str) -> Extension:
 
 
 setup(
-    ext_modules=[compiled("interconnect", "_board"), compiled("collectives", "_express")],
+    ext_modules=[
+        compiled("interconnect", "_board"),
+        compiled("interconnect", "_ring"),
+        compiled("collectives", "_express"),
+    ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -9,7 +9,6 @@ import numpy as np
 from superpod.collectives.arrays import Array, checked, flat_view, is_rank, label, lies_flat, writable
 from superpod.collectives.engine import Engine
 from superpod.collectives.flat import checked_seconds
-from superpod.collectives.messages import SMALL
 from superpod.collectives.operations import Operation
 from superpod.collectives.runtime import Runtime
 from superpod.collectives.select import Choice
@@ -58,7 +57,7 @@ class CommunicatorBase:
         key, form = None, None
         if not async_op and timeout is None and type(array) is np.ndarray and type(peer) is type(tag) is int:
             form = self._messages.form(key := (peer, tag, array.size, array.dtype))
-            if form is not None and form.nbytes <= SMALL and self._messages.send_now(form, array.tobytes()):
+            if form is not None and self._messages.send_now(form, array):
                 return None
         source, seconds = flat_view(checked(array)).view(np.uint8), checked_seconds(timeout)
         form = form or self._messages.new_form(key, self._peer(peer), tag, label(array), array.nbytes)
@@ -72,7 +71,7 @@ class CommunicatorBase:
         key, form = None, None
         if not async_op and timeout is None and lies_flat(array) and type(peer) is type(tag) is int:
             form = self._messages.form(key := (peer, tag, array.size, array.dtype))
-            if form is not None and self._messages.recv_now(form, array.reshape(-1).view(np.uint8)):
+            if form is not None and self._messages.recv_now(form, array):
                 return array
         if not writable(array).flags.c_contiguous:
             raise InvalidValue(f"array with strides {array.strides} is not contiguous; receive into a contiguous one")

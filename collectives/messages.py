@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from superpod.collectives.call import message_text
 from superpod.collectives.execute import Array
@@ -21,12 +24,12 @@ from superpod.collectives.statistics import CallClock, Statistics
 from superpod.collectives.work import MessageWork
 from superpod.interconnect.errors import SuperpodError
 from superpod.interconnect.group import Group
-from superpod.interconnect.link import Buffer
 from superpod.interconnect.mesh import Mesh
+from superpod.interconnect.passage import NO_PASSAGE, NoPassage, Passage
 from superpod.interconnect.streams import Pending, Receive, StreamKey
 from superpod.interconnect.wire import Header, Kind, encode
 
-SMALL = 4096  # bytes; up to here a message is sent as a copy, which costs less than a view of any array and dtype
+SMALL = 4096  # bytes; up to here what has no passage is sent as a copy, which costs less than a view of any array
 _FORMS = 512  # that are kept
 _OPERATIONS = {SEND: "send", RECV: "recv"}
 
@@ -41,13 +44,15 @@ class Host(Protocol):
     statistics: Statistics
 
 
-class Form(NamedTuple):
+@dataclass(slots=True)
+class Form:
     """What messages of one peer, tag and length have in common.
 
     Attributes:
         key: their stream.
         text: they in words, the same at both ends.
         header: theirs, as bytes.
+        passage: their short way, once there is one.
     """
 
     key: StreamKey
@@ -56,6 +61,7 @@ class Form(NamedTuple):
     received: str  # and of the receiver's
     nbytes: int
     header: bytes
+    passage: Passage | NoPassage | None = None
 
 
 class Messages:
@@ -94,24 +100,34 @@ class Messages:
 
     # Over when they return
 
-    def send_now(self, form: Form, payload: Buffer) -> bool:
-        """Send a message, if nothing is in the way. False, and nothing is done, where only `send` can tell what is."""
+    def send_now(self, form: Form, array: Array) -> bool:
+        """Send an array, if nothing is in the way. False, and nothing is done, where only `send` can tell what is."""
         place, start = self._senders.place(), time.perf_counter()
-        if self._clock is not None or not self._mesh.post(self._group, form.key, form.header, payload):
+        if self._clock is not None:
             return False
+        if not (form.passage or self._passage(form)).send(array):
+            small = form.nbytes <= SMALL
+            if not small or not self._mesh.post(self._group, form.key, form.header, array.tobytes()):
+                return False
         ended, number, nbytes = time.perf_counter(), next(self._numbers), form.nbytes
         self._recorder.begin(self._recorded, number, form.sent, nbytes, start, place, SEND, DONE, ended)
         self._statistics.message_ended("send", nbytes, ended - start)
         return True
 
-    def recv_now(self, form: Form, into: Array) -> bool:
-        """Receive a message's bytes. What keeps it from coming in the group's time is a failure of the group.
+    def recv_now(self, form: Form, array: Array) -> bool:
+        """Receive a flat array. What keeps it from coming in the group's time is a failure of the group.
 
         False, and nothing is done, where the modelled clock wants to know of it: so only `recv` will do.
         """
         if self._clock is not None:
             return False
         place, start, recorder, mesh = self._receivers.place(), time.perf_counter(), self._recorder, self._mesh
+        if (form.passage or self._passage(form)).recv(array, True):
+            ended, number, nbytes = time.perf_counter(), next(self._numbers), form.nbytes
+            recorder.begin(self._recorded, number, form.received, nbytes, start, place, RECV, DONE, ended)
+            self._statistics.message_ended("recv", nbytes, ended - start)
+            return True
+        into = array.reshape(-1).view(np.uint8)
         receive = Receive(form.key, into, None, 0, 0, form.text)
         mesh.expect(self._group, receive)
         number, pendings, seconds = next(self._numbers), (receive,), self._engine.timeout
@@ -128,6 +144,10 @@ class Messages:
         recorder.end(serial, ended)
         self._statistics.message_ended("recv", form.nbytes, ended - start)
         return True
+
+    def _passage(self, form: Form) -> Passage | NoPassage:
+        form.passage = self._mesh.passage(self._group, form.key, form.header, form.nbytes)
+        return form.passage or NO_PASSAGE
 
     # Under way
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from superpod.collectives.engine import Engine
 from superpod.collectives.flat import Options
-from superpod.collectives.messages import SMALL, Form
+from superpod.collectives.messages import Form
 from superpod.collectives.operations import Operation
 from superpod.collectives.torch_backend_express import Short, issued, run_short
 from superpod.collectives.torch_backend_monitored import monitored_barrier
@@ -69,7 +69,7 @@ class GroupBase(dist.ProcessGroup):
         tensor, work, messages = only(tensors), None, self._engine.messages
         check(tensor)
         data, form = source(tensor), self._form(tensor, dst, tag)
-        if form.nbytes > SMALL or not messages.send_now(form, data.data):
+        if not messages.send_now(form, data):
             work = messages.send(form, data, None)
         return self._under_way(TorchWork(work, tensors))
 

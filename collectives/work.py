@@ -31,7 +31,7 @@ class Work:
         self._begun = self._ended = False
         self._end: threading.Event | None = None  # made by the first who has to wait: most works end before that
         self._callbacks: list[Callable[[Work], None]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may ask in the middle of anything
 
     def wait(self, timeout: float | None = None) -> Any:
         """The call's result, waiting for it at most `timeout` seconds.
@@ -100,7 +100,7 @@ class Work:
 
     def disown(self) -> None:
         """In a forked child: it is the parent's, so nothing here will ever end it."""
-        self._lock, self._end, self._begun, self._callbacks = threading.Lock(), None, True, []
+        self._lock, self._end, self._begun, self._callbacks = threading.RLock(), None, True, []
         self._error = LinkClosed(
             f"{self.what} is a call of the process that this one was forked from; make a new communicator here"
         )
@@ -192,7 +192,7 @@ class Worker:
         self._queue: queue.SimpleQueue[tuple[Work, Callable[[], Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None  # that goes on with the queue
         self._threads: set[threading.Thread] = set()  # with those whose callbacks have not ended
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._stopped = False
         self._unended: set[Work] = set()  # works that were put
         self.outstanding = 0  # how many those are
@@ -200,7 +200,7 @@ class Worker:
 
     def _disown(self) -> None:
         """In a forked child: the thread is the parent's, and so is what it has to do."""
-        self._lock, self._thread, self.outstanding = threading.Lock(), None, 0
+        self._lock, self._thread, self.outstanding = threading.RLock(), None, 0
         self._threads, self._queue = set(), queue.SimpleQueue()
         for work in self._unended:
             work.disown()

@@ -23,6 +23,7 @@ from superpod.interconnect.forked import call_in_child
 from superpod.interconnect.group import Group, Groups, ProbeHandler, error_from
 from superpod.interconnect.leaving import Leaving
 from superpod.interconnect.link import Arrival, Broken, Buffer, Link, Refused
+from superpod.interconnect.passage import NO_PASSAGE, NoPassage, Passage, near_link
 from superpod.interconnect.peers import Peers, Refusals
 from superpod.interconnect.rendezvous import AddressBook
 from superpod.interconnect.streams import ANYONE, Array, Pending, Receive, Send, StreamKey, Streams
@@ -152,6 +153,18 @@ class Mesh(Elsewhere, Leaving):
             if self._turns.leading:  # as in `start`
                 self._progress()
         return True
+
+    def passage(self, group: Group, key: StreamKey, header: bytes, nbytes: int) -> Passage | NoPassage | None:
+        """The short way of whole messages with this stream, header and length [B]; None: there may be one later."""
+        near = near_link(self.link)
+        if near is None or nbytes > self.streams.segment:
+            return NO_PASSAGE
+        with self._lock:
+            if (connection := near.compiled(key[0])) is None:
+                return None
+            turns = {"turns": self._turns, "acquire": self._lock.acquire, "release": self._lock.release}
+            stream = {"streams": self.streams, "key": key, "header": header, "nbytes": nbytes} | self.streams.compiled()
+            return Passage(mesh=self, group=group, owned=self._held, **turns, **stream, **connection)
 
     def receive(
         self,

@@ -24,6 +24,7 @@ from superpod.interconnect.zmq_contexts import OwnContext
 from superpod.interconnect.zmq_keys import Doorkeeper, KeyPair, knock, let_in, listen
 
 _ANSWER = 0.1  # seconds in which a store says what it has
+_LOOK = 0.1  # seconds after which a request that waits looks whether a handler, within it, has taken its answer
 MAX_VALUE = 64 * 1024  # bytes of one key or value
 _ROLE = "store"
 _SIGNATURE = 32  # bytes
@@ -89,7 +90,7 @@ class DictStore:
 
 
 class LauncherStore:
-    """A card's end of the launcher's own store. One request at a time; any thread."""
+    """A card's end of the launcher's own store. One thread at a time, and the signals' handlers that interrupt it."""
 
     def __init__(
         self,
@@ -114,8 +115,9 @@ class LauncherStore:
             pair = KeyPair.of(secret, _ROLE)
             knock(self._socket, pair, pair.public)
         self._socket.connect(endpoint)
-        self._lock = threading.Lock()
-        self._request = 0
+        self._lock = threading.RLock()
+        self._requests = 0
+        self._answers: dict[int, bytes | None] = {}  # to the requests that are under way
 
     def set(self, key: str, value: bytes) -> None:
         if len(value) > MAX_VALUE:
@@ -128,15 +130,30 @@ class LauncherStore:
         end = time.monotonic() + timeout
         with self._lock:
             self._refuse_if_closed()
-            self._request += 1
-            self._socket.send(msgpack.packb(("get", self._request, key, b"")))
-            while (rest := end - time.monotonic()) > 0:
-                if not self._socket.poll(int(rest * 1000) + 1):
-                    break
-                request, value = msgpack.unpackb(self._socket.recv())
-                if request == self._request:  # else the late answer to a request that was given up
-                    return bytes(value)
+            request = self._requests = self._requests + 1
+            self._answers[request] = None
+            try:
+                self._socket.send(msgpack.packb(("get", request, key, b"")))
+                while (value := self._answers[request]) is None and (rest := end - time.monotonic()) > 0:
+                    self._take_answer(min(rest, _LOOK))
+            finally:
+                del self._answers[request]
+        if value is not None:
+            return value
         raise _missing(key, timeout)
+
+    def _take_answer(self, seconds: float) -> None:
+        """Wait for an answer, to whichever request; a handler may wait for its own within somebody else's wait."""
+        try:
+            if self._socket.poll(int(seconds * 1000) + 1):
+                request, value = msgpack.unpackb(self._socket.recv(zmq.NOBLOCK))
+                if request in self._answers:  # else the late answer to a request that was given up
+                    self._answers[request] = bytes(value)
+        except zmq.Again:  # a handler has taken it
+            pass
+        except zmq.ZMQError:
+            self._refuse_if_closed()
+            raise
 
     def close(self) -> None:
         with self._lock:  # a socket is one thread's at a time, and a `get` ends soon

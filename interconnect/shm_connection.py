@@ -7,14 +7,20 @@ import errno
 import os
 import socket
 from collections import deque
+from typing import Any
 
 from superpod.interconnect import shm_sockets
 from superpod.interconnect.errors import BadFrame, InvalidValue
 from superpod.interconnect.link import Buffer
 from superpod.interconnect.shm_inbox import Inbox, PeersInbox
 from superpod.interconnect.shm_memory import Memory
-from superpod.interconnect.shm_ring import HEAD, LINE, Incoming, Outgoing, room_of
+from superpod.interconnect.shm_ring import HEAD, LINE, room_of
 from superpod.interconnect.shm_sockets import Message
+
+try:
+    from superpod.interconnect._ring import Incoming, Outgoing
+except ImportError:  # there was no C compiler where superpod was installed
+    from superpod.interconnect.shm_ring import Incoming, Outgoing  # type: ignore[assignment]
 
 _LEAST, _MOST = 4096, 1 << 40  # bytes of a peer's rings; what a card maps, it hardly touches
 _NOT_NOW = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
@@ -153,6 +159,10 @@ class Connection:
             self._theirs.tell(self._told)
         elif not self._unsaid:  # a bell must not come before the hello, which wakes the peer as well
             shm_sockets.ring(self.line)
+
+    def compiled(self) -> dict[str, Any] | None:
+        """What compiled code needs to do as `_tell` does; None: the peer has not answered yet."""
+        return None if self._theirs is None else self._theirs.compiled()
 
     def read(self) -> tuple[bytes, memoryview] | None:
         """The next frame, whose payload is valid until `release`; None if there is none now. Raises BadFrame."""

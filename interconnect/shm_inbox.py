@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from typing import Any
 
 from superpod.interconnect.errors import BadFrame
 from superpod.interconnect.shm_memory import Memory
@@ -121,6 +122,10 @@ class PeersInbox:
         if words[_ASLEEP]:
             words[_ASLEEP] = 0
             self.ring()
+
+    def compiled(self) -> dict[str, Any]:
+        """What compiled code needs to do as `tell` does: see _passage.h."""
+        return {"words": self._words, "slot": self._slot, "bell": self._bell}
 
     def ring(self) -> None:
         """Wake the card."""

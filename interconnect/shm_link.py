@@ -22,6 +22,7 @@ import socket
 import time
 from collections import Counter, deque
 from pathlib import Path
+from typing import Any
 
 from superpod.interconnect import shm_sockets
 from superpod.interconnect.errors import BadFrame, InvalidValue
@@ -184,6 +185,12 @@ class ShmLink:
 
     def peers(self) -> list[int]:
         return sorted(self._routes)
+
+    def compiled(self, peer: int) -> dict[str, Any] | None:
+        """What compiled code needs to send `peer` frames and to take its: see _passage.h. None: it is not there yet."""
+        connection = self._routes.get(peer)
+        theirs = None if connection is None else connection.compiled()
+        return None if theirs is None else {"link": self, "connection": connection} | theirs
 
     # Frames
 

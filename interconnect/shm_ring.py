@@ -4,7 +4,8 @@ A frame is a prefix of two 32-bit lengths, the header, and from the next multipl
 One that does not fit before the ring's end starts at its beginning, and a mark says so. Positions are bytes since the
 ring was made: they only grow. Whenever the sender finds the ring empty it goes on at the next multiple of the ring's
 size, its base, so that a receiver who keeps up leaves most of the ring untouched and the rest of it in the caches. A
-ring that is full is left for good: the last mark in it says that the next frame lies in another one.
+ring that is full is left for good: the last mark in it says that the next frame lies in another one. Both ends are here
+in Python, and in C in _ring.c for where there is a compiler: they understand each other.
 
 Order of memory. The sender writes a frame, the base, and then the tail; the receiver reads the tail, then the base and
 the frame, and reads the frame before it writes the head: x86-64 keeps such pairs in order, and compilers do not
@@ -34,8 +35,11 @@ def room_of(header_nbytes: int, nbytes: int) -> int:
 
 
 class _End:
+    """Attributes: memory: the ring's; capacity: its bytes that are for frames."""
+
     def __init__(self, view: memoryview) -> None:
         """`view`: the ring's memory, of a multiple of LINE bytes; all zeros at first."""
+        self.memory = view
         self.capacity = len(view) - HEAD
         self._frames = view[HEAD:]
         self._words = view[:HEAD].cast("Q")

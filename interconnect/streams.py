@@ -157,18 +157,22 @@ class Streams:
         self.bytes_sent = 0  # payload bytes handed to the link
         self.spoilt = False  # some receive has an error
         self._link = link
-        self._segment = max(64, segment // 64 * 64)  # whole elements of every dtype
-        self._window = max(window, self._segment)
+        self.segment = max(64, segment // 64 * 64)  # bytes; whole elements of every dtype
+        self._window = max(window, self.segment)
         # a sender that must wait has more than `window` − one frame under way: all of that must be worth a credit
-        self._credit_at = max(1, min(self._window // 2, self._window - self._segment - FRAME_COST))
+        self._credit_at = max(1, min(self._window // 2, self._window - self.segment - FRAME_COST))
         self._on_mismatch, self._on_early = on_mismatch, on_early
         self._outlets: dict[StreamKey, _Outlet] = defaultdict(_Outlet)
         self._inlets: dict[StreamKey, _Inlet] = defaultdict(_Inlet)
         self._open: list[Receive] = []  # receives from ANYONE, in the order in which they were posted
         self._sweep_at = _MANY
 
+    def compiled(self) -> dict[str, int]:
+        """What compiled code needs to keep to the windows: see _passage.h."""
+        return {"window": self._window, "credit_at": self._credit_at, "cost": FRAME_COST}
+
     def send(self, send: Send) -> None:
-        if send.header.nbytes <= self._segment and self.post(send.key, encode(send.header), send.payload):
+        if send.header.nbytes <= self.segment and self.post(send.key, encode(send.header), send.payload):
             send.done = True
             return
         outlet = self._outlets[send.key]
@@ -180,7 +184,7 @@ class Streams:
         """Hand a message of one frame to the link; False, and nothing has happened, if it must wait for its turn."""
         outlet, nbytes = self._outlets[key], len(payload)
         under_way = outlet.outstanding + nbytes + FRAME_COST
-        if nbytes > self._segment or under_way > self._window or outlet.backlog:
+        if nbytes > self.segment or under_way > self._window or outlet.backlog:
             return False
         outlet.outstanding = under_way
         self._link.post(key[0], header, payload)
@@ -328,7 +332,7 @@ class Streams:
         """Hand to the link what the stream's window lets through."""
         while outlet.backlog:
             send = outlet.backlog[0]
-            size = min(self._segment, send.header.nbytes - send.offset)
+            size = min(self.segment, send.header.nbytes - send.offset)
             cost = size + FRAME_COST
             if outlet.outstanding and outlet.outstanding + cost > self._window:
                 return

@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import select
+import signal
 import socket
 import threading
 import time
@@ -204,10 +205,54 @@ def test_a_closed_end(client):
 def test_closing_waits_for_who_is_getting(client):
     store = client()
     getting = start(lambda: store.get("nothing", 0.2))
-    eventually(lambda: store._lock.locked() or getting.done())
+    eventually(lambda: store._answers or getting.done())
     store.close()
     with pytest.raises(DeadlineExceeded):
         getting.result(SOON)
+
+
+@pytest.fixture
+def interrupted():
+    """`interrupted(wait, handler)`: what `wait` returns, which a signal's `handler` interrupts in this thread."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def run(wait, handler):
+        signal.signal(signal.SIGUSR1, lambda *_: handler())
+        sending = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1))
+        sending.start()
+        try:
+            return wait()
+        finally:
+            sending.join()
+
+    yield run
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("first", ["inner", "outer"])
+def test_a_signals_handler_may_ask_while_its_thread_waits(client, interrupted, first):
+    """Whichever answer comes first: the handler also takes the one that is meant for the wait that it interrupted."""
+    store, other, got = client(), client(), []
+
+    def handler() -> None:
+        if first == "outer":
+            other.set("outer", b"1")
+            eventually(lambda: other.get("outer", SOON))
+        threading.Timer(0.05, other.set, ("inner", b"2")).start()
+        got.append(store.get("inner", SOON))
+        store.set("said", b"3")
+        threading.Timer(0.05, other.set, ("outer", b"1")).start()
+
+    with within(5):
+        assert interrupted(lambda: store.get("outer", SOON), handler) == b"1"
+    assert got == [b"2"]
+    assert other.get("said", SOON) == b"3"
+
+
+def test_a_signals_handler_may_leave_while_its_thread_waits(client, interrupted):
+    store = client()
+    with within(5), pytest.raises(LinkClosed, match="this card has left the launcher's store"):
+        interrupted(lambda: store.get("nothing", SOON), store.close)
 
 
 def test_without_a_server_nothing_blocks(tmp_path):

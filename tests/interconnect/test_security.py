@@ -73,11 +73,10 @@ def resident_within(nbytes: int):
 def attacked(attack: Attack, target: Target, exchange: Callable[[], None]) -> str:
     """What became of the attack, while the attacked go on with theirs."""
     with resident_within(256 << 20):
-        attacker, turns = start(lambda: attack.run(target)), 0
-        while not attacker.done():
+        attacker, over = start(lambda: attack.run(target)), False
+        while not over:
+            over = attacker.done()  # and once more after the last blow
             exchange()
-            turns += 1
-        assert turns
         return attacker.result(0)
 
 

@@ -10,6 +10,7 @@ import random
 import socket
 import stat
 import struct
+from typing import Any
 
 import pytest
 from cards import SHM, Card, dictionary, exit_code, forked, together, within
@@ -20,6 +21,7 @@ from superpod.interconnect.errors import InvalidValue, PeerLost
 from superpod.interconnect.link import Broken, Refused
 from superpod.interconnect.shm_link import ShmLink, possible
 from superpod.interconnect.shm_memory import Memory
+from superpod.interconnect.shm_ring import HEAD
 from superpod.interconnect.shm_sockets import Message
 
 pytestmark = pytest.mark.skipif(not possible(), reason="there is no such link on this machine")
@@ -133,6 +135,11 @@ def test_garbage_from_who_knows_the_token_ends_its_connection_only(pair, links, 
     assert taken(a, 1)[0].payload == b"on"
 
 
+def words_of(ring: Any) -> memoryview:
+    """What is written before the frames: where the sender is, where it went on, where the receiver is."""
+    return ring.memory[:HEAD].cast("Q")
+
+
 def re_match(event: object, text: str) -> bool:
     return isinstance(event, Refused) and text in str(event.error)
 
@@ -142,9 +149,9 @@ def test_a_torn_ring_ends_the_peer_after_what_was_whole(pair):
     for i in range(3):
         b.post(0, HEADER, b"%d" % i)
     ring = b._routes[0]._outgoing
-    place = ring._tail % ring.capacity
+    place = HEAD + words_of(ring)[0] % ring.capacity
     b.post(0, HEADER, b"torn")
-    ring._frames[place : place + 4] = struct.pack("<I", 1 << 30)
+    ring.memory[place : place + 4] = struct.pack("<I", 1 << 30)
     b.post(0, HEADER, b"behind it")
     events = taken(a, 5)
     assert [event.payload for event in events[:3]] == [b"0", b"1", b"2"]
@@ -164,7 +171,7 @@ def test_a_mesh_says_who_tore_its_ring(links):
     taken(b, 1)
     b.post(0, HEADER, b"abc")
     card.recv(1, 3)
-    b._routes[0]._outgoing._words[0] = 12345
+    words_of(b._routes[0]._outgoing)[0] = 12345
     b._routes[0]._tell()
     with within(1), pytest.raises(PeerLost, match="rank 1 wrote into shared memory what is not superpod's"):
         card.recv(1, 1)
@@ -173,7 +180,7 @@ def test_a_mesh_says_who_tore_its_ring(links):
 
 def test_a_sender_notices_that_its_ring_was_torn(pair):
     a, b = pair
-    a._routes[1]._incoming._words[8] = 1 << 50  # the head
+    words_of(a._routes[1]._incoming)[8] = 1 << 50  # the head
     for _ in range(10):
         b.post(0, HEADER, bytes(200_000))
     assert re_match(taken(b, 1)[0], "from rank 0: torn ring: it was read up to")

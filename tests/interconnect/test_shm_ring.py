@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +14,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shm_cards import shared_mappings
 
+from superpod.interconnect import shm_ring
 from superpod.interconnect.errors import BadFrame
 from superpod.interconnect.shm_inbox import MOST_SLOTS, NBYTES, Inbox, PeersInbox
 from superpod.interconnect.shm_memory import Memory
-from superpod.interconnect.shm_ring import HEAD, LINE, Incoming, Outgoing, room_of
+from superpod.interconnect.shm_ring import HEAD, LINE, room_of
+
+try:
+    from superpod.interconnect import _ring
+except ImportError:
+    _ring = None  # type: ignore[assignment]
+
+Ends = Callable[..., tuple[Any, Any, memoryview]]
+MODULES = {"python": shm_ring, "compiled": _ring}
+BOTH = [
+    pytest.param((a, b), id=f"{a}-to-{b}")
+    for a in MODULES
+    for b in MODULES
+    if _ring is not None or (a, b) == ("python", "python")
+]
 
 
-def ends(nbytes: int = 1 << 16) -> tuple[Outgoing, Incoming, memoryview]:
+def ends_of(which: tuple[str, str], nbytes: int = 1 << 16) -> tuple[Any, Any, memoryview]:
+    """A sender's end, a receiver's end, each in Python or in C, and their memory."""
     view = memoryview(bytearray(HEAD + nbytes))
-    return Outgoing(view), Incoming(view), view
+    return MODULES[which[0]].Outgoing(view), MODULES[which[1]].Incoming(view), view
 
 
-def taken(incoming: Incoming) -> tuple[bytes, bytes] | None:
+@pytest.fixture(params=BOTH)
+def which(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
+
+
+@pytest.fixture
+def ends(which: tuple[str, str]) -> Ends:
+    return partial(ends_of, which)
+
+
+def taken(incoming: Any) -> tuple[bytes, bytes] | None:
     frame = incoming.read()
     return None if frame is None else (frame[0], bytes(frame[1]))
 
@@ -31,11 +60,11 @@ FRAMES = st.tuples(st.integers(0, 200), st.sampled_from([0, 1, 8, 63, 64, 65, 50
 ACTIONS = st.lists(st.one_of(FRAMES, st.just("read"), st.just("release")), max_size=300)
 
 
-@given(lines=st.integers(10, 400), actions=ACTIONS)
+@given(which=st.sampled_from([p.values[0] for p in BOTH]), lines=st.integers(10, 400), actions=ACTIONS)
 @settings(max_examples=200, deadline=None)
-def test_what_goes_in_comes_out_in_order(lines, actions):
+def test_what_goes_in_comes_out_in_order(which, lines, actions):
     """Whatever the order of writing, reading and releasing; and a frame that finds no room changes nothing."""
-    outgoing, incoming, _ = ends(lines * LINE)
+    outgoing, incoming, _ = ends_of(which, lines * LINE)
     inside: list[tuple[bytes, bytes]] = []
     for number, action in enumerate(actions):
         if action == "read":
@@ -56,17 +85,17 @@ def test_what_goes_in_comes_out_in_order(lines, actions):
     assert taken(incoming) is None
 
 
-def test_payloads_lie_where_vectors_can_be_loaded():
+def test_payloads_lie_where_vectors_can_be_loaded(which):
     memory, descriptor = Memory.create(1 << 16)
     os.close(descriptor)
-    outgoing, incoming = Outgoing(memory.view), Incoming(memory.view)
+    outgoing, incoming = MODULES[which[0]].Outgoing(memory.view), MODULES[which[1]].Incoming(memory.view)
     for nbytes in (1, 100, 3000):
         assert outgoing.write(b"h" * nbytes, bytes(nbytes))
         payload = np.frombuffer(incoming.read()[1], np.uint8)
         assert payload.ctypes.data % LINE == 0
 
 
-def test_a_receiver_who_keeps_up_leaves_the_ring_untouched():
+def test_a_receiver_who_keeps_up_leaves_the_ring_untouched(ends):
     outgoing, incoming, view = ends(1 << 20)
     for _ in range(10_000):
         assert outgoing.write(b"header", b"payload")
@@ -75,7 +104,7 @@ def test_a_receiver_who_keeps_up_leaves_the_ring_untouched():
     assert not any(view[HEAD + (16 << 10) :]), "more than 16 KiB was written to"
 
 
-def test_a_payload_stays_until_it_is_released():
+def test_a_payload_stays_until_it_is_released(ends):
     outgoing, incoming, _ = ends(8192)
     assert outgoing.write(b"", b"a" * 3000)
     _, payload = incoming.read()
@@ -88,7 +117,7 @@ def test_a_payload_stays_until_it_is_released():
     assert bytes(payload) == b"c" * 3000
 
 
-def test_a_ring_that_was_left():
+def test_a_ring_that_was_left(ends):
     outgoing, incoming, _ = ends(4096)
     while outgoing.write(b"h", b"p" * 100):
         pass
@@ -105,14 +134,14 @@ def test_a_ring_that_was_left():
 
 
 @pytest.mark.parametrize("tail", [1, 63, 65, 8192, 1 << 40, (1 << 64) - 64])
-def test_a_tail_that_cannot_be(tail):
+def test_a_tail_that_cannot_be(tail, ends):
     _, incoming, view = ends(4096)
     view[:8] = struct.pack("<Q", tail)
     with pytest.raises(BadFrame, match=rf"^torn ring: written up to {tail} B after 0 of 4096 B$"):
         incoming.read()
 
 
-def test_a_tail_that_goes_back():
+def test_a_tail_that_goes_back(ends):
     outgoing, incoming, view = ends(4096)
     outgoing.write(b"h", b"p")
     assert taken(incoming) == (b"h", b"p")
@@ -122,7 +151,7 @@ def test_a_tail_that_goes_back():
 
 
 @pytest.mark.parametrize("base", [4096, 4096 * 5, 64, (1 << 64) - 4096])
-def test_a_base_that_cannot_be(base):
+def test_a_base_that_cannot_be(base, ends):
     outgoing, incoming, view = ends(4096)
     outgoing.write(b"h", b"p")
     view[8:16] = struct.pack("<Q", base)
@@ -136,7 +165,7 @@ def test_a_base_that_cannot_be(base):
 @pytest.mark.parametrize(
     "prefix", [(1 << 31, 0), (0, 1 << 31), (0xFFFFFFFD, 0xFFFFFFFF), (100, 100), (0xFFFFFFFF, 0), (0, 129)]
 )
-def test_a_frame_that_is_longer_than_what_was_written(prefix):
+def test_a_frame_that_is_longer_than_what_was_written(prefix, ends):
     outgoing, incoming, view = ends(4096)
     outgoing.write(b"h", b"p")
     view[HEAD : HEAD + 8] = struct.pack("<II", *prefix)
@@ -144,7 +173,7 @@ def test_a_frame_that_is_longer_than_what_was_written(prefix):
         incoming.read()
 
 
-def test_a_farewell_to_the_ring_with_more_behind_it():
+def test_a_farewell_to_the_ring_with_more_behind_it(ends):
     outgoing, incoming, view = ends(4096)
     outgoing.write(b"h", b"p")
     view[HEAD : HEAD + 8] = struct.pack("<II", 0xFFFFFFFE, 0)
@@ -152,19 +181,20 @@ def test_a_farewell_to_the_ring_with_more_behind_it():
         incoming.read()
 
 
-def test_a_head_that_cannot_be():
+def test_a_head_that_cannot_be(ends):
     outgoing, _, view = ends(4096)
     view[LINE : LINE + 8] = struct.pack("<Q", 1 << 30)
     with pytest.raises(BadFrame, match=rf"^torn ring: it was read up to {1 << 30} of 0 B$"):
         outgoing.write(b"", bytes(5000))
 
 
-@given(st.binary(min_size=HEAD + 640, max_size=HEAD + 640), st.integers(1, 20))
+@pytest.mark.parametrize("module", [module for module in MODULES.values() if module is not None])
+@given(content=st.binary(min_size=HEAD + 640, max_size=HEAD + 640), lines=st.integers(1, 20))
 @settings(deadline=None)
-def test_any_bytes_are_read_or_refused(content, lines):
+def test_any_bytes_are_read_or_refused(module, content, lines):
     """With a tail that may be, so that reading goes as far as it can."""
     view = memoryview(bytearray(struct.pack("<Q", lines * LINE) + bytes(HEAD - 8) + content[HEAD:]))
-    incoming = Incoming(view)
+    incoming = module.Incoming(view)
     try:
         while (frame := incoming.read()) is not None:
             assert len(frame[0]) + len(frame[1]) <= 640
@@ -173,7 +203,7 @@ def test_any_bytes_are_read_or_refused(content, lines):
         pass
 
 
-def test_who_was_stopped_reads_nothing_more():
+def test_who_was_stopped_reads_nothing_more(ends):
     outgoing, incoming, _ = ends()
     outgoing.write(b"h", b"p")
     incoming.stop()
