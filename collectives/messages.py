@@ -122,7 +122,7 @@ class Messages:
         if self._clock is not None:
             return False
         place, start, recorder, mesh = self._receivers.place(), time.perf_counter(), self._recorder, self._mesh
-        if (form.passage or self._passage(form)).recv(array, True):
+        if (form.passage or self._passage(form)).recv(array):
             ended, number, nbytes = time.perf_counter(), next(self._numbers), form.nbytes
             recorder.begin(self._recorded, number, form.received, nbytes, start, place, RECV, DONE, ended)
             self._statistics.message_ended("recv", nbytes, ended - start)
@@ -161,7 +161,10 @@ class Messages:
         """Start receiving bytes; the work's result is what `finish` returns."""
         receive = Receive(form.key, array, None, 0, 0, form.text)
         self._mesh.expect(self._group, receive)
-        return self._work(RECV, form.received, receive, form.nbytes, self._seconds(timeout), finish, self._receivers)
+        work = self._work(RECV, form.received, receive, form.nbytes, self._seconds(timeout), finish, self._receivers)
+        if self._clock is None:
+            work.fetch = partial((form.passage or self._passage(form)).fetch, receive)
+        return work
 
     def recv_any(self, array: Array, tag: int, label: str, finish: Callable[[int], Any]) -> MessageWork:
         """Start receiving bytes from whoever sends first; the result is what `finish(its group rank)` returns."""

@@ -29,6 +29,7 @@ class Work:
         self.result: Any = None
         self._error: BaseException | None = None
         self._begun = self._ended = False
+        self._carrier = 0  # the thread that carries it out
         self._end: threading.Event | None = None  # made by the first who has to wait: most works end before that
         self._callbacks: list[Callable[[Work], None]] = []
         self._lock = threading.RLock()  # a signal's handler may ask in the middle of anything
@@ -49,6 +50,10 @@ class Work:
         with self._lock:
             if self._ended:
                 return True
+            if self._carrier == threading.get_ident():
+                raise SuperpodError(
+                    f"a signal's handler interrupted {self.what} at its end, and cannot wait for it; let it set a flag"
+                )
             end = self._end = self._end or threading.Event()
         return end.wait(timeout if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
@@ -76,7 +81,7 @@ class Work:
         with self._lock:
             if self._begun:
                 return
-            self._begun = True
+            self._begun, self._carrier = True, threading.get_ident()
         try:
             self.result = action()
         except BaseException as error:  # noqa: BLE001  it is raised in whoever waits
@@ -107,6 +112,10 @@ class Work:
         self._ended = True
 
 
+def _cannot(_waits: bool) -> bool:
+    return False
+
+
 class MessageWork(Work):
     """A send or receive under way: no thread carries it, whoever waits does."""
 
@@ -129,6 +138,7 @@ class MessageWork(Work):
         self._mesh, self._group, self._pendings, self._seconds = mesh, group, pendings, seconds
         self._finish = finish
         self._watched = False
+        self.fetch: Callable[[bool], bool] = _cannot  # a receive's short way, at once or within moments
 
     def wait(self, timeout: float | None = None) -> Any:
         """As Work.wait. Without a timeout, running out of the group's own time is a failure of the group."""
@@ -150,7 +160,7 @@ class MessageWork(Work):
         self._note(DONE if self._error is None else FAILED)
 
     def is_completed(self) -> bool:
-        return self._ended or self._advance(0.0)
+        return self._ended or (self._carrier != threading.get_ident() and self._advance(0.0))
 
     def when_done(self, callback: Callable[[Work], None]) -> None:
         """As Work.when_done; if nothing has moved the message by then, a thread of its own does."""
@@ -166,7 +176,7 @@ class MessageWork(Work):
     def _advance(self, seconds: float) -> bool:
         """Whether the call has ended, after moving messages for at most `seconds`. An interrupt leaves it going on."""
         try:
-            if not self._mesh.advance(self._pendings, self._group, seconds=seconds):
+            if not self.fetch(seconds > 0) and not self._mesh.advance(self._pendings, self._group, seconds=seconds):
                 return False
         except SuperpodError as error:
             self.carry_out(partial(self._fail, error))
@@ -210,10 +220,13 @@ class Worker:
         """Queue the work; after `stop` it is carried out, to fail in a closed group, by the caller."""
         with self._lock:
             if not self._stopped:
-                if self._thread is None or self.is_current_thread():
-                    self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
-                    self._thread.start()
-                    self._threads.add(self._thread)
+                before = self._thread
+                if before is None or self.is_current_thread():
+                    thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
+                    if self._thread is before:  # no signal's handler has put something in between
+                        self._thread = thread
+                        thread.start()
+                        self._threads.add(thread)
                 self.outstanding += 1
                 self._unended.add(work)
                 self._queue.put((work, action))

@@ -11,15 +11,15 @@
 #include <math.h>
 
 enum { closed, failed, failure, due, leading, held, release_, over, outgoing, incoming, outlets, outstanding, backlog, sent, told,
-       inlets, posted, early, rest, consumed, anyone, give_credit, progress, patience, NAMES };
+       inlets, posted, early, rest, consumed, anyone, progress, patience, into, got, done, popleft, turns, NAMES };
 static const char *const spelled[NAMES] = {"closed", "_failure", "failure", "due", "leading", "_held", "_release", "over", "_outgoing",
     "_incoming", "_outlets", "outstanding", "backlog", "bytes_sent", "_told", "_inlets", "posted", "early", "rest", "consumed",
-    "_open", "_give_credit", "_progress", "_patience"};
+    "_open", "_progress", "_patience", "into", "got", "done", "popleft", "_turns"};
 #include "_objects.h"
 
 /* What a passage knows, by the names of its arguments, which are keywords. */
-enum { MESH, GROUP, STREAMS, TURNS, LINK, CONNECTION, ACQUIRE, RELEASE, OWNED, KEY, HEADER, WORDS, KNOWN };
-static const char *const known[KNOWN] = {"mesh", "group", "streams", "turns", "link", "connection", "acquire", "release", "owned",
+enum { MESH, GROUP, STREAMS, TURNS, LINK, CONNECTION, SENDERS, ACQUIRE, RELEASE, OWNED, KEY, HEADER, WORDS, KNOWN };
+static const char *const known[KNOWN] = {"mesh", "group", "streams", "turns", "link", "connection", "senders", "acquire", "release", "owned",
     "key", "header", "words"};
 enum { NBYTES, WINDOW, CREDIT_AT, COST, SLOT, BELL, NUMBERS };
 static const char *const numbers[NUMBERS] = {"nbytes", "window", "credit_at", "cost", "slot", "bell"};
@@ -33,7 +33,7 @@ typedef struct {
     Py_buffer words; /* of the peer's inbox */
 } Passage;
 
-typedef enum { FAILED = -1, NOT_THERE, DONE, LONG_WAY } Way;
+typedef enum { FAILED = -1, NOT_THERE, DONE, LONG_WAY } Way; /* what became of a message */
 
 /* Whether an attribute is not None; -1: an error is set. */
 static int is_there(PyObject *owner, int which) {
@@ -46,11 +46,11 @@ static int is_there(PyObject *owner, int which) {
 /* The first that is not 0. */
 static int any_of(int a, int b, int c) { return a ? a : b ? b : c; }
 
-/* Whether nothing can be sent or received any more, or Python has to say why. */
-static int in_the_way(const Passage *p) {
+/* Whether nothing can be sent or received through a connection any more, or Python has to say why. */
+static int in_the_way(const Passage *p, PyObject *connection) {
     PyObject *const *k = p->knows;
     int way = any_of(truth(k[MESH], closed), is_there(k[MESH], failed), is_there(k[GROUP], failure));
-    return way ? way : truth(k[CONNECTION], over);
+    return way ? way : truth(connection, over);
 }
 
 /* Give back the room of the latest frame that Python has read. */
@@ -62,9 +62,15 @@ static int let_go(const Passage *p) {
     return failed_;
 }
 
-/* An end of the connection's ring, a new reference; NULL without an error: it is not in C. */
-static Ring *ring_of(const Passage *p, int which) {
-    PyObject *end = PyObject_GetAttr(p->knows[CONNECTION], name[which]);
+/* The connection that the peer sends through: two that have connected at the same time have two. A borrowed reference; NULL
+ * without an error: nothing has come yet. */
+static PyObject *senders_connection(const Passage *p) {
+    return PyDict_GetItemWithError(p->knows[SENDERS], PyTuple_GetItem(p->knows[KEY], 0));
+}
+
+/* An end of a connection's ring, a new reference; NULL without an error: it is not in C. */
+static Ring *ring_of(PyObject *connection, int which) {
+    PyObject *end = PyObject_GetAttr(connection, name[which]);
     if (end == NULL || PyObject_TypeCheck(end, ends[which == incoming])) return (Ring *)end;
     Py_DECREF(end);
     return NULL;
@@ -86,13 +92,16 @@ static int tell(const Passage *p) {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (__atomic_load_n(&words[0], __ATOMIC_RELAXED)) {
         __atomic_store_n(&words[0], 0, __ATOMIC_RELEASE);
-        if (write((int)p->numbers[BELL], &once, sizeof once) < 0) return 0; /* as it is full, or no bell at all */
+        Py_BEGIN_ALLOW_THREADS
+        if (write((int)p->numbers[BELL], &once, sizeof once) < 0) once = 0; /* it is full, or no bell at all */
+        Py_END_ALLOW_THREADS
     }
     return 0;
 }
 
-static Way send_locked(const Passage *p, const Array *array) {
-    int way = in_the_way(p);
+static Way send_locked(const Passage *p, const void *what) {
+    const Array *array = what;
+    int way = in_the_way(p, p->knows[CONNECTION]);
     if (way) return way < 0 ? FAILED : LONG_WAY;
     if (let_go(p)) return FAILED;
     PyObject *outlet = stream_of(p, outlets);
@@ -101,7 +110,7 @@ static Way send_locked(const Passage *p, const Array *array) {
     if ((way = truth(outlet, backlog)) || get_whole(outlet, outstanding, &under_way)) return way > 0 ? LONG_WAY : FAILED;
     under_way += p->numbers[NBYTES] + p->numbers[COST];
     if (under_way > (uint64_t)p->numbers[WINDOW]) return LONG_WAY;
-    Ring *ring = ring_of(p, outgoing);
+    Ring *ring = ring_of(p->knows[CONNECTION], outgoing);
     if (ring == NULL) return PyErr_Occurred() ? FAILED : LONG_WAY;
     PyObject *header = p->knows[HEADER];
     int written = put_frame(ring, PyBytes_AsString(header), PyBytes_Size(header), array->address, p->numbers[NBYTES]);
@@ -116,19 +125,49 @@ static Way send_locked(const Passage *p, const Array *array) {
     return way ? FAILED : DONE;
 }
 
+/* What is to be received: the array that it is for, and the Receive if that was posted already, or NULL. */
+typedef struct {
+    Array array;
+    PyObject *receive;
+} Wanted;
+
+/* Whether others are to be served first: of the posted receives only this one, if it is posted, and untouched. */
+static int posted_before(PyObject *inlet, PyObject *receive) {
+    int way = truth(inlet, posted);
+    if (receive == NULL || way < 1) return receive == NULL ? way : way < 0 ? -1 : 1; /* it is done, or was given up */
+    PyObject *all = PyObject_GetAttr(inlet, name[posted]), *first = all == NULL ? NULL : PySequence_GetItem(all, 0);
+    Py_XDECREF(all);
+    if (first == NULL) return -1;
+    way = first != receive;
+    Py_DECREF(first);
+    return way ? way : truth(receive, got);
+}
+
 /* Whether a message may be taken as it comes: nobody else waits, or is to be served first. */
-static int before_it(const Passage *p, PyObject *inlet) {
+static int before_it(const Passage *p, PyObject *inlet, PyObject *receive) {
     PyObject *at = PyObject_GetAttr(p->knows[GROUP], name[due]);
     if (at == NULL) return -1;
     int way = PyFloat_AsDouble(at) < INFINITY;
     Py_DECREF(at);
     if (!way) way = any_of(truth(p->knows[TURNS], leading), truth(p->knows[STREAMS], anyone), truth(inlet, rest));
-    return way ? way : any_of(truth(inlet, posted), truth(inlet, early), 0);
+    return way ? way : any_of(truth(inlet, early), posted_before(inlet, receive), 0);
 }
 
-static Way take_frame(const Passage *p, Ring *ring, PyObject *inlet, const Array *array) {
+/* The receive has its message. */
+static int conclude(const Passage *p, PyObject *inlet, PyObject *receive) {
+    PyObject *all = PyObject_GetAttr(inlet, name[posted]);
+    if (all == NULL) return -1;
+    int failed_ = do_it(PyObject_CallMethodObjArgs(all, name[popleft], NULL));
+    Py_DECREF(all);
+    return failed_ || set_whole(receive, got, p->numbers[NBYTES]) || PyObject_SetAttr(receive, name[done], Py_True) ? -1 : 0;
+}
+
+static Way take_frame(const Passage *p, Ring *ring, PyObject *inlet, const Wanted *wanted) {
     Frame frame;
     uint64_t count;
+    if (get_whole(inlet, consumed, &count)) return FAILED;
+    count += p->numbers[NBYTES] + p->numbers[COST];
+    if (count >= (uint64_t)p->numbers[CREDIT_AT]) return LONG_WAY; /* which gives credit */
     int found = ring->left ? -1 : find_frame(ring, &frame);
     if (found == 0 && !ring->left) return NOT_THERE;
     PyErr_Clear(); /* Python comes to the same */
@@ -136,39 +175,35 @@ static Way take_frame(const Passage *p, Ring *ring, PyObject *inlet, const Array
     if (found < 1 || frame.nbytes != p->numbers[NBYTES] || frame.header_nbytes != PyBytes_Size(header) ||
         memcmp(frame.header, PyBytes_AsString(header), frame.header_nbytes))
         return LONG_WAY;
-    memcpy(array->address, frame.payload, frame.nbytes);
+    memcpy(wanted->array.address, frame.payload, frame.nbytes);
     ring->next = frame.start + frame.size;
     give_back(ring);
-    if (get_whole(inlet, consumed, &count)) return FAILED;
-    count += frame.nbytes + p->numbers[COST];
-    if (set_whole(inlet, consumed, count)) return FAILED;
-    if (count < (uint64_t)p->numbers[CREDIT_AT]) return DONE;
-    return do_it(PyObject_CallMethodObjArgs(p->knows[STREAMS], name[give_credit], p->knows[KEY], inlet, NULL)) ? FAILED : DONE;
+    if (wanted->receive != NULL && conclude(p, inlet, wanted->receive)) return FAILED;
+    return set_whole(inlet, consumed, count) ? FAILED : DONE;
 }
 
-static Way take_locked(const Passage *p, const Array *array) {
-    int way = in_the_way(p);
-    if (way) return way < 0 ? FAILED : LONG_WAY;
-    PyObject *inlet = stream_of(p, inlets);
+static Way take_locked(const Passage *p, const void *what) {
+    const Wanted *wanted = what;
+    PyObject *connection = senders_connection(p), *inlet = connection == NULL ? NULL : stream_of(p, inlets);
     if (inlet == NULL) return PyErr_Occurred() ? FAILED : LONG_WAY;
-    if ((way = before_it(p, inlet))) return way < 0 ? FAILED : LONG_WAY;
-    if (let_go(p)) return FAILED;
-    Ring *ring = ring_of(p, incoming);
-    if (ring == NULL) return PyErr_Occurred() ? FAILED : LONG_WAY;
+    int way = any_of(in_the_way(p, connection), before_it(p, inlet, wanted->receive), 0);
+    if (way) return way < 0 ? FAILED : LONG_WAY;
     Py_INCREF(inlet);
-    Way taken = take_frame(p, ring, inlet, array);
-    Py_DECREF(inlet), Py_DECREF(ring);
-    return taken;
+    Ring *ring = ring_of(connection, incoming);
+    Way came = PyErr_Occurred() ? FAILED : LONG_WAY;
+    if (ring != NULL) came = let_go(p) ? FAILED : take_frame(p, ring, inlet, wanted);
+    Py_DECREF(inlet), Py_XDECREF((PyObject *)ring);
+    return came;
 }
 
 /* Do it under the mesh's lock, unless this thread has it and was interrupted. */
-static Way locked(const Passage *p, Way (*what)(const Passage *, const Array *), const Array *array) {
-    PyObject *mine = PyObject_CallNoArgs(p->knows[OWNED]);
-    if (mine == NULL) return FAILED;
-    Py_DECREF(mine);
-    if (mine == Py_True) return LONG_WAY;
+static Way locked(const Passage *p, Way (*what)(const Passage *, const void *), const void *with) {
+    PyObject *now_ = PyObject_GetAttr(p->knows[MESH], name[turns]), *mine = PyObject_CallNoArgs(p->knows[OWNED]);
+    Py_XDECREF(now_), Py_XDECREF(mine);
+    if (now_ == NULL || mine == NULL) return FAILED;
+    if (mine == Py_True || now_ != p->knows[TURNS]) return LONG_WAY; /* others: this is a forked child, the lock its parent's */
     if (do_it(PyObject_CallNoArgs(p->knows[ACQUIRE]))) return FAILED;
-    Way way = what(p, array);
+    Way way = what(p, with);
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);
     if (do_it(PyObject_CallNoArgs(p->knows[RELEASE]))) way = FAILED;
@@ -178,8 +213,8 @@ static Way locked(const Passage *p, Way (*what)(const Passage *, const Array *),
 
 /* Give way to others until the ring has more, as long as the link's patience lasts, which is halved when it was in vain. */
 static int give_way(const Passage *p) {
-    PyObject *link = p->knows[LINK], *value = PyObject_GetAttr(link, name[patience]);
-    Ring *ring = value == NULL ? NULL : ring_of(p, incoming);
+    PyObject *link = p->knows[LINK], *value = PyObject_GetAttr(link, name[patience]), *connection = senders_connection(p);
+    Ring *ring = value == NULL || connection == NULL ? NULL : ring_of(connection, incoming);
     double seconds = value == NULL ? 0 : PyFloat_AsDouble(value);
     Py_XDECREF(value);
     if (ring == NULL) return PyErr_Occurred() ? -1 : 0;
@@ -213,18 +248,33 @@ static PyObject *passage_send(PyObject *self, PyObject *given) {
     return way == FAILED ? NULL : PyBool_FromLong(way == DONE);
 }
 
-/* recv(array, waits) -> bool: receive a message if it is the next one, and comes at once; or soon, if the caller waits. */
-static PyObject *passage_recv(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
-    Passage *p = (Passage *)self;
-    Array array;
+static PyObject *take_soon(Passage *p, const Wanted *wanted, int waits) {
+    Way way = locked(p, take_locked, wanted);
+    if (way == NOT_THERE && waits) way = give_way(p) ? FAILED : locked(p, take_locked, wanted);
+    return way == FAILED ? NULL : PyBool_FromLong(way == DONE);
+}
+
+/* recv(array) -> bool: receive a message if it is the next one, and comes soon. */
+static PyObject *passage_recv(PyObject *self, PyObject *given) {
+    Wanted wanted = {.receive = NULL};
+    if (!read_message((Passage *)self, given, 1, &wanted.array)) Py_RETURN_FALSE;
+    return take_soon((Passage *)self, &wanted, 1);
+}
+
+/* fetch(receive, waits) -> bool: the same for one that has been posted; at once, or soon if the caller waits. */
+static PyObject *passage_fetch(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     if (nargs != 2) {
-        PyErr_Format(PyExc_TypeError, "recv takes an array and whether the caller waits, not %zd arguments", nargs);
+        PyErr_Format(PyExc_TypeError, "fetch takes a receive and whether the caller waits, not %zd arguments", nargs);
         return NULL;
     }
-    if (!read_message(p, args[0], 1, &array)) Py_RETURN_FALSE;
-    Way way = locked(p, take_locked, &array);
-    if (way == NOT_THERE && args[1] == Py_True) way = give_way(p) ? FAILED : locked(p, take_locked, &array);
-    return way == FAILED ? NULL : PyBool_FromLong(way == DONE);
+    Wanted wanted = {.receive = args[0]};
+    PyObject *array = PyObject_GetAttr(args[0], name[into]);
+    if (array == NULL) return NULL;
+    PyObject *result = Py_False;
+    if (read_message((Passage *)self, array, 1, &wanted.array)) result = take_soon((Passage *)self, &wanted, args[1] == Py_True);
+    else Py_INCREF(result);
+    Py_DECREF(array);
+    return result;
 }
 
 static int passage_traverse(PyObject *self, visitproc visit, void *arg) {
@@ -265,8 +315,8 @@ static int learn_all(Passage *p, PyObject *keywords) {
         p->numbers[i] = PyLong_AsSsize_t(value);
         if (PyErr_Occurred()) return -1;
     }
-    if (!PyBytes_Check(p->knows[HEADER]) || PyObject_GetBuffer(p->knows[WORDS], &p->words, PyBUF_WRITABLE)) {
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "header must be bytes");
+    if (!PyBytes_Check(p->knows[HEADER]) || !PyTuple_Check(p->knows[KEY]) || !PyDict_Check(p->knows[SENDERS]) || PyObject_GetBuffer(p->knows[WORDS], &p->words, PyBUF_WRITABLE)) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "header must be bytes, key a tuple, senders a dict");
         return -1;
     }
     if (p->numbers[SLOT] > 0 && 8 * (p->numbers[SLOT] + 1) <= p->words.len) return 0;
@@ -283,7 +333,8 @@ static PyObject *passage_new(PyTypeObject *type, PyObject *args, PyObject *keywo
 
 static PyMethodDef passage_methods[] = {
     {"send", passage_send, METH_O, NULL},
-    {"recv", (PyCFunction)(void (*)(void))passage_recv, METH_FASTCALL, NULL},
+    {"recv", passage_recv, METH_O, NULL},
+    {"fetch", (PyCFunction)(void (*)(void))passage_fetch, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot passage_slots[] = {

@@ -75,7 +75,7 @@ class HostLink:
         link.connect(peer, place)
         self._routes[peer] = link
 
-    def _link_to(self, peer: int) -> Link | None:
+    def link_to(self, peer: int) -> Link | None:
         """None if nobody has connected yet."""
         if (link := self._routes.get(peer)) is None:
             link = next((link for link in (self.near, self.far) if link.reaches(peer)), None)
@@ -84,13 +84,13 @@ class HostLink:
         return link
 
     def reaches(self, peer: int) -> bool:
-        return peer in self._routes or self._link_to(peer) is not None
+        return peer in self._routes or self.link_to(peer) is not None
 
     def peers(self) -> list[int]:
         return sorted({*self.near.peers(), *self.far.peers()})
 
     def post(self, peer: int, header: bytes, payload: Buffer) -> None:
-        link = self._routes.get(peer) or self._link_to(peer)
+        link = self._routes.get(peer) or self.link_to(peer)
         assert link is not None, "reaches() comes first"
         if link is self.far:
             self.bytes_far += len(payload)

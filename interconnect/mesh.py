@@ -156,11 +156,16 @@ class Mesh(Elsewhere, Leaving):
 
     def passage(self, group: Group, key: StreamKey, header: bytes, nbytes: int) -> Passage | NoPassage | None:
         """The short way of whole messages with this stream, header and length [B]; None: there may be one later."""
-        near = near_link(self.link)
-        if near is None or nbytes > self.streams.segment:
-            return NO_PASSAGE
+        if self._held() or nbytes > self.streams.segment:
+            return NO_PASSAGE if nbytes > self.streams.segment else None
         with self._lock:
-            if (connection := near.compiled(key[0])) is None:
+            near = near_link(self.link, key[0])
+            if near is None or isinstance(near, NoPassage):
+                return near
+            connection = near.compiled(key[0])
+            if self._turns.leading:  # looking may have swallowed the leader's signal
+                self._progress()
+            if connection is None:
                 return None
             turns = {"turns": self._turns, "acquire": self._lock.acquire, "release": self._lock.release}
             stream = {"streams": self.streams, "key": key, "header": header, "nbytes": nbytes} | self.streams.compiled()

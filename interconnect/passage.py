@@ -7,6 +7,7 @@ from typing import Any
 from superpod.interconnect.host_link import HostLink
 from superpod.interconnect.link import Link
 from superpod.interconnect.shm_link import ShmLink
+from superpod.interconnect.streams import Receive
 
 try:
     from superpod.interconnect._ring import Passage
@@ -22,14 +23,19 @@ class NoPassage:
     def send(self, _payload: Any) -> bool:
         return False
 
-    def recv(self, _into: Any, _waits: bool) -> bool:
+    def recv(self, _into: Any) -> bool:
+        return False
+
+    def fetch(self, _receive: Receive, _waits: bool) -> bool:
         return False
 
 
 NO_PASSAGE = NoPassage()
 
 
-def near_link(link: Link) -> ShmLink | None:
-    """The link whose connections a passage can go through, if there is compiled code for that."""
+def near_link(link: Link, peer: int) -> ShmLink | NoPassage | None:
+    """The link to `peer` whose connections a passage can go through; None: it is not known yet which link that is."""
+    if isinstance(link, HostLink) and link.near is not link.link_to(peer):
+        return NO_PASSAGE if link.reaches(peer) else None
     near = link.near if isinstance(link, HostLink) else link
-    return near if Passage is not None and isinstance(near, ShmLink) else None
+    return near if Passage is not None and isinstance(near, ShmLink) else NO_PASSAGE

@@ -118,6 +118,7 @@ class LauncherStore:
         self._lock = threading.RLock()
         self._requests = 0
         self._answers: dict[int, bytes | None] = {}  # to the requests that are under way
+        self._latest: dict[str, int] = {}  # key → the request for it that the server knows of
 
     def set(self, key: str, value: bytes) -> None:
         if len(value) > MAX_VALUE:
@@ -133,11 +134,15 @@ class LauncherStore:
             request = self._requests = self._requests + 1
             self._answers[request] = None
             try:
-                self._socket.send(msgpack.packb(("get", request, key, b"")))
                 while (value := self._answers[request]) is None and (rest := end - time.monotonic()) > 0:
+                    if self._latest.get(key) != request:  # a handler's has taken its place
+                        self._latest[key] = request
+                        self._socket.send(msgpack.packb(("get", request, key, b"")))
                     self._take_answer(min(rest, _LOOK))
             finally:
                 del self._answers[request]
+                if self._latest.get(key) == request:
+                    del self._latest[key]
         if value is not None:
             return value
         raise _missing(key, timeout)

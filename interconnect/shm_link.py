@@ -81,6 +81,7 @@ class ShmLink:
         self._slots: list[Connection] = []
         self._routes: dict[int, Connection] = {}  # peer → the connection that frames to it take
         self._lines: dict[int, Connection | socket.socket] = {}  # descriptor → whose it is; a socket: nobody's yet
+        self._senders: dict[int, Connection] = {}  # peer → the connection that its frames take
         self._whole: Counter[int] = Counter()  # peer → connections that have not ended
         self._broken: set[int] = set()
         self._ready: deque[Connection] = deque()  # those that may have frames
@@ -189,8 +190,10 @@ class ShmLink:
     def compiled(self, peer: int) -> dict[str, Any] | None:
         """What compiled code needs to send `peer` frames and to take its: see _passage.h. None: it is not there yet."""
         connection = self._routes.get(peer)
+        if connection is not None and connection.compiled() is None:
+            self._look()  # it may just have answered
         theirs = None if connection is None else connection.compiled()
-        return None if theirs is None else {"link": self, "connection": connection} | theirs
+        return None if theirs is None else {"link": self, "connection": connection, "senders": self._senders} | theirs
 
     # Frames
 
@@ -220,6 +223,9 @@ class ShmLink:
                     frame = None
                 if frame is not None:
                     self._held = connection
+                    if not connection.heard:
+                        connection.heard = True
+                        self._senders[connection.peer] = connection
                     return Arrival(connection.peer, *frame)
                 ready.popleft()
                 connection.listed = False

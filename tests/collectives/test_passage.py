@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -26,6 +27,7 @@ from superpod.interconnect.errors import (
     RemoteError,
     SuperpodError,
 )
+from superpod.interconnect.streams import Receive
 from superpod.launcher.testing import run_ranks
 
 pytest.importorskip("superpod.interconnect._ring", reason="superpod was installed without a C compiler")
@@ -44,8 +46,13 @@ class Counted:
         self.sent += done
         return done
 
-    def recv(self, array: Any, waits: bool) -> bool:
-        done: bool = self.way.recv(array, waits)
+    def recv(self, array: Any) -> bool:
+        done: bool = self.way.recv(array)
+        self.received += done
+        return done
+
+    def fetch(self, receive: Receive, waits: bool) -> bool:
+        done: bool = self.way.fetch(receive, waits)
         self.received += done
         return done
 
@@ -129,6 +136,7 @@ def test_whatever_is_mixed_keeps_its_order(other: str) -> None:
                 earlier = any(t == tag and not w.is_completed() for w, _, t, _ in expected if w is not None)
                 work = comm.recv(into, peer, tag, async_op=later or earlier)
                 expected.append((work if later or earlier else None, into, tag, number))
+        mine.shuffle(expected)
         for work, into, _, number in expected:
             if work is not None:
                 work.wait(60)
@@ -139,6 +147,37 @@ def test_whatever_is_mixed_keeps_its_order(other: str) -> None:
         comm.barrier()
 
     run_ranks(2, card, env={**ENV, "SUPERPOD_SEGMENT": "65536", "SUPERPOD_WINDOW": "262144"})
+
+
+def test_receives_that_were_posted_take_it_too() -> None:
+    """By whoever waits, in whatever order, and when somebody only asks whether it is there."""
+
+    def card(comm: Communicator) -> int:
+        ways, other = counted(comm), 1 - comm.rank
+        back_and_forth(comm)
+        for turn in range(60):
+            arrays = [np.zeros(8, np.uint8) for _ in range(3)]
+            works = [comm.recv(array, other, async_op=True) for array in arrays]
+            for number in range(3):
+                comm.send(np.full(8, turn + number, np.uint8), other)
+            if turn % 3 == 0:
+                works[2].wait(30)
+            if turn % 3 == 1:
+                threads = [threading.Thread(target=work.wait) for work in works for _ in range(2)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join(30)
+            for work in works:
+                while turn % 3 == 2 and not work.is_completed():
+                    time.sleep(0)
+                work.wait(30)
+            assert [int(array[0]) for array in arrays] == [turn, turn + 1, turn + 2]
+            assert all((array == array[0]).all() for array in arrays)
+        comm.barrier()
+        return sum(way.received for way in ways)
+
+    assert min(run_ranks(2, card, env=ENV)) > 20
 
 
 def test_a_sender_that_is_far_ahead_gets_credit() -> None:
@@ -354,3 +393,134 @@ def test_it_goes_with_its_communicator() -> None:
         assert group() is None
 
     run_ranks(2, card, env=ENV)
+
+
+# Where the short way must not be taken, or not as usual
+
+
+def test_cards_that_connect_to_each_other_at_once_take_it_too() -> None:
+    """They have two connections, and each sends through its own."""
+
+    def card(comm: Communicator) -> tuple[int, int, bool]:
+        ways, other, array = counted(comm), 1 - comm.rank, np.zeros(8, np.uint8)
+        mesh, connect = comm._engine.mesh, comm._engine.mesh.link.connect
+
+        def connect_late(peer: int, address: str) -> None:
+            connect(peer, address)
+            time.sleep(0.2)  # so that the other one has not heard of it
+
+        mesh.link.connect = connect_late  # type: ignore[method-assign]
+        comm.barrier()
+        work = comm.send(array, other, async_op=True)
+        comm.recv(array, other)
+        work.wait()
+        back_and_forth(comm, 200)
+        comm.barrier()
+        patient = mesh.link._patience > 1e-9  # type: ignore[attr-defined]
+        assert len(mesh.link._slots) == 2  # type: ignore[attr-defined]
+        return sum(way.sent for way in ways), sum(way.received for way in ways), patient
+
+    for sent, received, patient in run_ranks(2, card, env=ENV):
+        assert sent > 80
+        assert received > 0
+        assert patient
+
+
+def test_a_child_that_was_forked_while_a_thread_held_the_lock_is_told() -> None:
+    def card(comm: Communicator) -> list[int]:
+        back_and_forth(comm)
+        comm.barrier()
+        other, array, codes = 1 - comm.rank, np.zeros(8, np.uint8), []
+        posted = comm.recv(np.zeros(8, np.uint8), other, 5, async_op=True)
+        calls: list[Callable[[], Any]] = [lambda: comm.send(array, other), lambda: comm.recv(array, other), posted.wait]
+        for call in calls:
+            held, go_on = threading.Event(), threading.Event()
+
+            def hold(held: threading.Event = held, go_on: threading.Event = go_on) -> None:
+                with comm._engine.mesh._lock:
+                    held.set()
+                    go_on.wait(30)
+
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait(30)
+            if (pid := os.fork()) == 0:
+                signal.alarm(20)
+                try:
+                    call()
+                except LinkClosed:
+                    os._exit(7)
+                finally:
+                    os._exit(1)
+            go_on.set()
+            thread.join()
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        comm.send(array, other, 5)
+        posted.wait()
+        comm.barrier()
+        return codes
+
+    assert run_ranks(2, card, env=ENV) == [[7, 7, 7]] * 2
+
+
+def test_an_interrupt_while_credit_is_given_loses_no_message_in_silence() -> None:
+    """Whoever goes on gets the next message, or is told that there is no going on."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def card(comm: Communicator) -> list[int]:
+        back_and_forth(comm)
+        comm.barrier()
+        got: list[int] = []
+        if comm.rank:
+            with contextlib.suppress(SuperpodError):  # the other one may be told that it cannot go on
+                for number in range(12):
+                    comm.send(np.full(1024, number, np.uint8), 0, 3)
+            return got
+        streams, interrupts = comm._engine.mesh.streams, iter([True])
+        give = streams._give_credit
+
+        def interrupted(key: Any, inlet: Any) -> None:
+            if key[2] == 3 and next(interrupts, False):
+                raise Interrupt
+            give(key, inlet)
+
+        streams._give_credit = interrupted  # type: ignore[method-assign]
+        with contextlib.suppress(SuperpodError):
+            while len(got) < 12:
+                with contextlib.suppress(Interrupt):
+                    got.append(int(comm.recv(np.zeros(1024, np.uint8), 1, 3)[0]))
+        assert not next(interrupts, False)
+        return got
+
+    got = run_ranks(2, card, env={**ENV, "SUPERPOD_SEGMENT": "1024", "SUPERPOD_WINDOW": "4096"})[0]
+    assert got == list(range(len(got)))
+
+
+def test_a_signals_handler_may_ask_whether_what_it_interrupted_has_ended() -> None:
+    def card(comm: Communicator) -> list[object]:
+        if comm.rank:
+            comm.send(np.zeros(8, np.uint8), 0)
+            comm.barrier()
+            return []
+        work = comm.recv(np.zeros(8, np.uint8), 1, async_op=True)
+        finish, said = work._finish, list[object]()
+
+        def handler(*_: object) -> None:
+            said.append(work.is_completed())
+            with pytest.raises(SuperpodError, match=r"interrupted .* at its end, and cannot wait for it"):
+                work.wait()
+
+        def interrupted() -> Any:
+            signal.raise_signal(signal.SIGUSR1)
+            return finish()
+
+        work._finish = interrupted
+        signal.signal(signal.SIGUSR1, handler)
+        work.wait()
+        said.append(work.is_completed())
+        comm.barrier()
+        return said
+
+    assert run_ranks(2, card, env=ENV)[0] == [False, True]

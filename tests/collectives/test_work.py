@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -210,3 +213,36 @@ def test_a_worker_in_a_forked_child_is_free_and_idle() -> None:
     assert os.waitpid(pid, 0)[1] == 0
     over.set()
     worker.stop(LONG)
+
+
+def test_a_handler_that_puts_a_work_while_the_worker_starts_its_thread_keeps_the_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two threads would carry works out side by side."""
+    worker, log = Worker("works"), list[tuple[str, str]]()
+    make, signals = threading.Thread.__init__, iter([signal.SIGUSR1])
+
+    def run(name: str) -> Callable[[], None]:
+        def action() -> None:
+            log.append(("begin", name))
+            time.sleep(0.05)
+            log.append(("end", name))
+
+        return action
+
+    def made(self: threading.Thread, *args: Any, **how: Any) -> None:
+        for number in signals:
+            signal.raise_signal(number)
+        make(self, *args, **how)
+
+    inner, outer = Work("inner"), Work("outer")
+    monkeypatch.setattr(threading.Thread, "__init__", made)
+    before = signal.signal(signal.SIGUSR1, lambda *_: worker.put(inner, run("inner")))
+    try:
+        worker.put(outer, run("outer"))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    for work in (inner, outer):
+        work.wait(20)
+    worker.stop(20)
+    assert log == [("begin", "inner"), ("end", "inner"), ("begin", "outer"), ("end", "outer")]

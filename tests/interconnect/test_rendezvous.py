@@ -249,6 +249,22 @@ def test_a_signals_handler_may_ask_while_its_thread_waits(client, interrupted, f
     assert other.get("said", SOON) == b"3"
 
 
+@pytest.mark.parametrize("within_it", [0.2, SOON])
+def test_a_signals_handler_may_ask_for_the_same_key(client, interrupted, within_it):
+    """Whether it gets it or gives up: the server knows a card's latest request for a key only."""
+    store, other, got = client(), client(), []
+
+    def handler() -> None:
+        threading.Timer(0.5, other.set, ("key", b"1")).start()
+        with contextlib.suppress(DeadlineExceeded):
+            got.append(store.get("key", within_it))
+
+    with within(5):
+        assert interrupted(lambda: store.get("key", SOON), handler) == b"1"
+    assert got == [b"1"] * (within_it == SOON)
+    assert not store._latest
+
+
 def test_a_signals_handler_may_leave_while_its_thread_waits(client, interrupted):
     store = client()
     with within(5), pytest.raises(LinkClosed, match="this card has left the launcher's store"):
