@@ -398,18 +398,20 @@ def test_it_goes_with_its_communicator() -> None:
 # Where the short way must not be taken, or not as usual
 
 
-def test_cards_that_connect_to_each_other_at_once_take_it_too() -> None:
+def test_cards_that_connect_to_each_other_at_once_take_it_too(tmp_path: Path) -> None:
     """They have two connections, and each sends through its own."""
 
     def card(comm: Communicator) -> tuple[int, int, bool]:
         ways, other, array = counted(comm), 1 - comm.rank, np.zeros(8, np.uint8)
         mesh, connect = comm._engine.mesh, comm._engine.mesh.link.connect
 
-        def connect_late(peer: int, address: str) -> None:
+        def connect_with_the_other(peer: int, address: str) -> None:
+            (tmp_path / str(comm.rank)).touch()
+            while not (tmp_path / str(other)).exists():  # neither has heard of the other one's connection then
+                time.sleep(0.001)
             connect(peer, address)
-            time.sleep(0.2)  # so that the other one has not heard of it
 
-        mesh.link.connect = connect_late  # type: ignore[method-assign]
+        mesh.link.connect = connect_with_the_other  # type: ignore[method-assign]
         comm.barrier()
         work = comm.send(array, other, async_op=True)
         comm.recv(array, other)
