@@ -160,10 +160,11 @@ class Messages:
     def recv(self, form: Form, array: Array, timeout: float | None, finish: Callable[[], Any]) -> MessageWork:
         """Start receiving bytes; the work's result is what `finish` returns."""
         receive = Receive(form.key, array, None, 0, 0, form.text)
+        passage = form.passage or self._passage(form)
         self._mesh.expect(self._group, receive)
         work = self._work(RECV, form.received, receive, form.nbytes, self._seconds(timeout), finish, self._receivers)
         if self._clock is None:
-            work.fetch = partial((form.passage or self._passage(form)).fetch, receive)
+            work.fetch = partial(passage.fetch, receive)
         return work
 
     def recv_any(self, array: Array, tag: int, label: str, finish: Callable[[int], Any]) -> MessageWork:

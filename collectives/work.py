@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from superpod.collectives.recorder import DONE, FAILED, POSTED, WAITING
 from superpod.interconnect.errors import DeadlineExceeded, LinkClosed, SuperpodError
@@ -40,7 +40,7 @@ class Work:
         Raises what the call raised (a fresh copy each time), or DeadlineExceeded; the call goes on in that case.
         """
         if not self._ended and not self._await_end(timeout):
-            raise DeadlineExceeded(f"{self.what} has not finished within {timeout} s; it goes on")
+            raise DeadlineExceeded(_unfinished(self.what, timeout))
         if self._error is not None:
             raise again(self._error) if isinstance(self._error, SuperpodError) else self._error
         return self.result
@@ -86,12 +86,14 @@ class Work:
             self.result = action()
         except BaseException as error:  # noqa: BLE001  it is raised in whoever waits
             self._error = error
-        self._conclude()
-        with self._lock:
-            self._ended = True
-            if self._end is not None:
-                self._end.set()
-            callbacks, self._callbacks = self._callbacks, []
+        try:
+            self._conclude()
+        finally:  # also if a signal's handler raises something there
+            with self._lock:
+                self._ended = True
+                if self._end is not None:
+                    self._end.set()
+                callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             try:
                 callback(self)
@@ -110,6 +112,10 @@ class Work:
             f"{self.what} is a call of the process that this one was forked from; make a new communicator here"
         )
         self._ended = True
+
+
+def _unfinished(what: str, timeout: float | None) -> str:
+    return f"{what} has not finished within {timeout} s; it goes on"
 
 
 def _cannot(_waits: bool) -> bool:
@@ -142,12 +148,17 @@ class MessageWork(Work):
 
     def wait(self, timeout: float | None = None) -> Any:
         """As Work.wait. Without a timeout, running out of the group's own time is a failure of the group."""
+        if not self._ended:
+            self._mesh.refuse_interrupted()
         if not self._ended and not self._wait_for(self._seconds if timeout is None else timeout):
             if timeout is not None:
-                return super().wait(0)
+                return super().wait(0) if self._ended else self._give_up(timeout)
             self._note(WAITING)  # so that this card says what it waits for
             self.carry_out(partial(self._fail, self._mesh.too_late(self._pendings, self._seconds, self.what)))
         return super().wait()
+
+    def _give_up(self, timeout: float) -> NoReturn:
+        raise DeadlineExceeded(_unfinished(self.what, timeout))
 
     def _wait_for(self, seconds: float) -> bool:
         self._note(WAITING)
@@ -160,7 +171,9 @@ class MessageWork(Work):
         self._note(DONE if self._error is None else FAILED)
 
     def is_completed(self) -> bool:
-        return self._ended or (self._carrier != threading.get_ident() and self._advance(0.0))
+        if self._ended or self._carrier == threading.get_ident() or self._mesh.is_interrupted():
+            return self._ended
+        return self._advance(0.0)
 
     def when_done(self, callback: Callable[[Work], None]) -> None:
         """As Work.when_done; if nothing has moved the message by then, a thread of its own does."""
@@ -222,11 +235,15 @@ class Worker:
             if not self._stopped:
                 before = self._thread
                 if before is None or self.is_current_thread():
-                    thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
-                    if self._thread is before:  # no signal's handler has put something in between
-                        self._thread = thread
-                        thread.start()
-                        self._threads.add(thread)
+                    decided = threading.Event()
+                    thread = threading.Thread(target=self._loop, args=(decided,), name=self._name, daemon=True)
+                    thread.start()
+                    try:
+                        if self._thread is before:  # no signal's handler has put something meanwhile
+                            self._thread = thread
+                            self._threads.add(thread)
+                    finally:
+                        decided.set()
                 self.outstanding += 1
                 self._unended.add(work)
                 self._queue.put((work, action))
@@ -236,8 +253,9 @@ class Worker:
     def is_current_thread(self) -> bool:
         return threading.current_thread() is self._thread
 
-    def _loop(self) -> None:
-        while (item := self._queue.get()) is not None:
+    def _loop(self, decided: threading.Event) -> None:
+        decided.wait()
+        while self.is_current_thread() and (item := self._queue.get()) is not None:
             work, action = item
             try:
                 work.carry_out(action)
@@ -246,8 +264,6 @@ class Worker:
                     self.outstanding -= 1
                     self._unended.discard(work)
             del item, work, action  # or the last call's arrays live until the next call
-            if not self.is_current_thread():
-                break
         with self._lock:
             self._threads.discard(threading.current_thread())
 

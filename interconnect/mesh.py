@@ -159,6 +159,8 @@ class Mesh(Elsewhere, Leaving):
         if self._held() or nbytes > self.streams.segment:
             return NO_PASSAGE if nbytes > self.streams.segment else None
         with self._lock:
+            if self.closed or self._failure is not None or group.failure is not None:
+                return None
             near = near_link(self.link, key[0])
             if near is None or isinstance(near, NoPassage):
                 return near

@@ -128,9 +128,9 @@ class LauncherStore:
             self._socket.send(msgpack.packb(("set", 0, key, value)))
 
     def get(self, key: str, timeout: float) -> bytes:
-        end = time.monotonic() + timeout
         with self._lock:
             self._refuse_if_closed()
+            end = time.monotonic() + timeout  # from now on: another thread's request may have taken long
             request = self._requests = self._requests + 1
             self._answers[request] = None
             try:

@@ -190,7 +190,7 @@ class ShmLink:
     def compiled(self, peer: int) -> dict[str, Any] | None:
         """What compiled code needs to send `peer` frames and to take its: see _passage.h. None: it is not there yet."""
         connection = self._routes.get(peer)
-        if connection is not None and connection.compiled() is None:
+        if connection is not None and not connection.over and connection.compiled() is None:
             self._look()  # it may just have answered
         theirs = None if connection is None else connection.compiled()
         return None if theirs is None else {"link": self, "connection": connection, "senders": self._senders} | theirs

@@ -197,6 +197,15 @@ class Trouble(ABC):
             self._failure = error_of(failure)
             self._turns.rouse()
 
+    def is_interrupted(self) -> bool:
+        """Whether this is a signal's handler that has interrupted its thread while that moved messages."""
+        return self._held()
+
+    def refuse_interrupted(self) -> None:
+        """Raise if it is."""
+        if self._held():
+            raise self._reentered()
+
     def _reentered(self) -> SuperpodError:
         return SuperpodError(
             f"a signal's handler interrupted rank {self.rank} while it moved messages, and cannot exchange any itself; "

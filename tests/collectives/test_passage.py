@@ -288,9 +288,11 @@ def test_after_the_close_nothing_goes() -> None:
         back_and_forth(comm)
         comm.barrier()
         comm.close()
-        for call in (comm.send, comm.recv):
-            with pytest.raises(LinkClosed):
-                call(np.zeros(8, np.uint8), 1 - comm.rank)
+        for length in (8, 9):  # of a form with a passage, and of a new one
+            for call in (comm.send, comm.recv):
+                for _ in range(2):
+                    with pytest.raises(LinkClosed):
+                        call(np.zeros(length, np.uint8), 1 - comm.rank)
 
     run_ranks(2, card, env=ENV)
 
@@ -526,3 +528,47 @@ def test_a_signals_handler_may_ask_whether_what_it_interrupted_has_ended() -> No
         return said
 
     assert run_ranks(2, card, env=ENV)[0] == [False, True]
+
+
+def test_a_signals_handler_that_asks_while_the_lock_is_held_leaves_the_receive_alone() -> None:
+    def card(comm: Communicator) -> list[object]:
+        if comm.rank:
+            comm.barrier()
+            comm.send(np.full(8, 5, np.uint8), 0)
+            return []
+        array, said = np.zeros(8, np.uint8), list[object]()
+        work = comm.recv(array, 1, async_op=True)
+
+        def handler(*_: object) -> None:
+            said.append(work.is_completed())
+            for seconds in (None, 0.1):
+                with pytest.raises(SuperpodError, match="interrupted rank 0 while it moved messages"):
+                    work.wait(seconds)
+
+        signal.signal(signal.SIGUSR1, handler)
+        with comm._engine.mesh._lock:
+            signal.raise_signal(signal.SIGUSR1)
+        comm.barrier()
+        assert work.wait() is array
+        return [*said, int(array[0])]
+
+    assert run_ranks(2, card, env=ENV)[0] == [False, 5]
+
+
+def test_a_receive_whose_call_raised_takes_no_message() -> None:
+    def card(comm: Communicator) -> list[int]:
+        other, lost, kept = 1 - comm.rank, np.zeros(8, np.uint8), np.zeros(8, np.uint8)
+        if comm.rank == 0:
+            messages = comm._engine.messages
+            messages._passage, find = lambda form: 1 / 0, messages._passage  # type: ignore[assignment,method-assign]
+            with pytest.raises(ZeroDivisionError):
+                comm.recv(lost, other)
+            messages._passage = find  # type: ignore[method-assign]
+        comm.barrier()
+        if comm.rank:
+            comm.send(np.full(8, 5, np.uint8), other)
+        else:
+            comm.recv(kept, other)
+        return [int(lost[0]), int(kept[0])]
+
+    assert run_ranks(2, card, env=ENV)[0] == [0, 5]

@@ -246,3 +246,25 @@ def test_a_handler_that_puts_a_work_while_the_worker_starts_its_thread_keeps_the
         work.wait(20)
     worker.stop(20)
     assert log == [("begin", "inner"), ("end", "inner"), ("begin", "outer"), ("end", "outer")]
+
+
+def test_a_worker_that_could_start_no_thread_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, work = Worker("works"), Work("a call")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda thread: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            worker.put(Work("another call"), lambda: None)
+    worker.put(work, lambda: 5)
+    assert work.wait(LONG) == 5
+    worker.stop(LONG)
+
+
+def test_an_interrupt_at_the_end_of_a_call_leaves_nobody_waiting() -> None:
+    class Interrupted(Work):
+        def _conclude(self) -> None:
+            raise KeyboardInterrupt
+
+    work = Interrupted("a call")
+    with pytest.raises(KeyboardInterrupt):
+        work.carry_out(lambda: 5)
+    assert work.wait(LONG) == 5

@@ -211,6 +211,16 @@ def test_closing_waits_for_who_is_getting(client):
         getting.result(SOON)
 
 
+def test_who_had_to_wait_for_another_thread_still_asks(client):
+    store = client()
+    store.set("here", b"1")
+    getting = start(lambda: store.get("nothing", 0.3))
+    eventually(lambda: store._answers)
+    assert store.get("here", 0.1) == b"1"
+    with pytest.raises(DeadlineExceeded):
+        getting.result(SOON)
+
+
 @pytest.fixture
 def interrupted():
     """`interrupted(wait, handler)`: what `wait` returns, which a signal's `handler` interrupts in this thread."""
