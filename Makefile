@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c "$(NEW_ENOUGH)" 2>/dev/nul
 TEST := $(BIN)/python -m pytest -n auto --maxprocesses=8
 
 # Tests that start no processes and wait for no one.
-QUICK := not zmq and not shm and not torch and not mesh and not processes and not peer_death and not reporter and not simulate and not traffic and not communicator and not security and not host and not shaped and not fixed_order and not support and not clock and not edges and not mismatch and not disagreement and not inquiry and not multi_ring and not express and not window
+QUICK := not zmq and not shm and not torch and not mesh and not processes and not peer_death and not reporter and not simulate and not traffic and not communicator and not security and not host and not shaped and not fixed_order and not support and not clock and not edges and not mismatch and not disagreement and not inquiry and not multi_ring and not express and not window and not passage
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
