@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from superpod.collectives.recorder import DONE, FAILED, POSTED, WAITING
 from superpod.interconnect.errors import DeadlineExceeded, LinkClosed, SuperpodError
@@ -152,13 +152,12 @@ class MessageWork(Work):
             self._mesh.refuse_interrupted()
         if not self._ended and not self._wait_for(self._seconds if timeout is None else timeout):
             if timeout is not None:
-                return super().wait(0) if self._ended else self._give_up(timeout)
+                if not self._ended:
+                    raise DeadlineExceeded(_unfinished(self.what, timeout))
+                return super().wait()
             self._note(WAITING)  # so that this card says what it waits for
             self.carry_out(partial(self._fail, self._mesh.too_late(self._pendings, self._seconds, self.what)))
         return super().wait()
-
-    def _give_up(self, timeout: float) -> NoReturn:
-        raise DeadlineExceeded(_unfinished(self.what, timeout))
 
     def _wait_for(self, seconds: float) -> bool:
         self._note(WAITING)

@@ -32,7 +32,6 @@ class Connection:
     Attributes:
         peer: the rank at the other end.
         slot: its slot in this card's inbox.
-        heard: whether a frame has come through it.
         listed: whether it stands in the link's list of those that may have frames.
         over: its line has ended: what is in the ring is all that will ever come.
         how: the words for that, if it did not simply break.
@@ -48,7 +47,7 @@ class Connection:
         self._next_rings: deque[Memory] = deque()  # where the peer goes on when it leaves the ring that is read
         self._inbox = inbox
         self.slot = inbox.take_slot()
-        self.heard = self.listed = self.over = self.lost = False
+        self.listed = self.over = self.lost = False
         self.how: str | None = None
         self._endpoint: str | None = None  # that is yet to be dialled
         self._unsaid: deque[Message] = deque()  # what is to be sent through the line

@@ -223,9 +223,7 @@ class ShmLink:
                     frame = None
                 if frame is not None:
                     self._held = connection
-                    if not connection.heard:
-                        connection.heard = True
-                        self._senders[connection.peer] = connection
+                    self._senders.setdefault(connection.peer, connection)
                     return Arrival(connection.peer, *frame)
                 ready.popleft()
                 connection.listed = False

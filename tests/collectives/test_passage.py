@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import random
@@ -16,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from passages import ENV, back_and_forth, counted, without
 
 from superpod.collectives.communicator import Communicator
-from superpod.interconnect import passage, shm_connection, shm_ring
+from superpod.interconnect import passage
 from superpod.interconnect.errors import (
     CollectiveMismatch,
     DeadlineExceeded,
@@ -27,68 +27,9 @@ from superpod.interconnect.errors import (
     RemoteError,
     SuperpodError,
 )
-from superpod.interconnect.streams import Receive
 from superpod.launcher.testing import run_ranks
 
 pytest.importorskip("superpod.interconnect._ring", reason="superpod was installed without a C compiler")
-
-ENV = {"SUPERPOD_LINK": "shm"}
-
-
-class Counted:
-    """A passage that counts what has gone through it."""
-
-    def __init__(self, way: Any) -> None:
-        self.way, self.sent, self.received = way, 0, 0
-
-    def send(self, array: Any) -> bool:
-        done: bool = self.way.send(array)
-        self.sent += done
-        return done
-
-    def recv(self, array: Any) -> bool:
-        done: bool = self.way.recv(array)
-        self.received += done
-        return done
-
-    def fetch(self, receive: Receive, waits: bool) -> bool:
-        done: bool = self.way.fetch(receive, waits)
-        self.received += done
-        return done
-
-
-def counted(comm: Communicator) -> list[Counted]:
-    """From now on every new passage of the card counts."""
-    ways: list[Counted] = []
-    make = comm._engine.mesh.passage
-
-    def counting(*form: Any) -> Any:
-        way = make(*form)
-        if not isinstance(way, passage.Passage):
-            return way
-        ways.append(Counted(way))
-        return ways[-1]
-
-    comm._engine.mesh.passage = counting  # type: ignore[method-assign]
-    return ways
-
-
-def without(comm: Communicator, what: str) -> None:
-    """This card has no compiled messages; or not even compiled rings."""
-    if what:
-        comm._engine.mesh.passage = lambda *form: passage.NO_PASSAGE  # type: ignore[method-assign]
-    if what == "rings":
-        shm_connection.Outgoing, shm_connection.Incoming = shm_ring.Outgoing, shm_ring.Incoming  # type: ignore[misc]
-
-
-def back_and_forth(comm: Communicator, turns: int = 20, nbytes: int = 8) -> None:
-    """Until both ways have their short ones."""
-    other, array = 1 - comm.rank, np.full(nbytes, comm.rank, np.uint8)
-    for turn in range(turns):
-        if comm.rank == turn % 2:
-            comm.send(array, other)
-        else:
-            comm.recv(array, other)
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 8, 4096, 65_536, 262_144])
@@ -223,7 +164,7 @@ def test_every_message_is_recorded_and_counted() -> None:
             assert m.started <= m.ended
             line = first + (5 if m.kind == "send" else 7)
             assert m.place.startswith("back_and_forth() at ")
-            assert m.place.endswith(f"test_passage.py:{line}")
+            assert m.place.endswith(f"passages.py:{line}")
         assert sorted((row["operation"], row["calls"], row["bytes"]) for row in rows) == [
             ("recv", 30, 240),
             ("send", 30, 240),
@@ -395,180 +336,3 @@ def test_it_goes_with_its_communicator() -> None:
         assert group() is None
 
     run_ranks(2, card, env=ENV)
-
-
-# Where the short way must not be taken, or not as usual
-
-
-def test_cards_that_connect_to_each_other_at_once_take_it_too(tmp_path: Path) -> None:
-    """They have two connections, and each sends through its own."""
-
-    def card(comm: Communicator) -> tuple[int, int, bool]:
-        ways, other, array = counted(comm), 1 - comm.rank, np.zeros(8, np.uint8)
-        mesh, connect = comm._engine.mesh, comm._engine.mesh.link.connect
-
-        def connect_with_the_other(peer: int, address: str) -> None:
-            (tmp_path / str(comm.rank)).touch()
-            while not (tmp_path / str(other)).exists():  # neither has heard of the other one's connection then
-                time.sleep(0.001)
-            connect(peer, address)
-
-        mesh.link.connect = connect_with_the_other  # type: ignore[method-assign]
-        comm.barrier()
-        work = comm.send(array, other, async_op=True)
-        comm.recv(array, other)
-        work.wait()
-        back_and_forth(comm, 200)
-        comm.barrier()
-        patient = mesh.link._patience > 1e-9  # type: ignore[attr-defined]
-        assert len(mesh.link._slots) == 2  # type: ignore[attr-defined]
-        return sum(way.sent for way in ways), sum(way.received for way in ways), patient
-
-    for sent, received, patient in run_ranks(2, card, env=ENV):
-        assert sent > 80
-        assert received > 0
-        assert patient
-
-
-def test_a_child_that_was_forked_while_a_thread_held_the_lock_is_told() -> None:
-    def card(comm: Communicator) -> list[int]:
-        back_and_forth(comm)
-        comm.barrier()
-        other, array, codes = 1 - comm.rank, np.zeros(8, np.uint8), []
-        posted = comm.recv(np.zeros(8, np.uint8), other, 5, async_op=True)
-        calls: list[Callable[[], Any]] = [lambda: comm.send(array, other), lambda: comm.recv(array, other), posted.wait]
-        for call in calls:
-            held, go_on = threading.Event(), threading.Event()
-
-            def hold(held: threading.Event = held, go_on: threading.Event = go_on) -> None:
-                with comm._engine.mesh._lock:
-                    held.set()
-                    go_on.wait(30)
-
-            thread = threading.Thread(target=hold)
-            thread.start()
-            held.wait(30)
-            if (pid := os.fork()) == 0:
-                signal.alarm(20)
-                try:
-                    call()
-                except LinkClosed:
-                    os._exit(7)
-                finally:
-                    os._exit(1)
-            go_on.set()
-            thread.join()
-            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        comm.send(array, other, 5)
-        posted.wait()
-        comm.barrier()
-        return codes
-
-    assert run_ranks(2, card, env=ENV) == [[7, 7, 7]] * 2
-
-
-def test_an_interrupt_while_credit_is_given_loses_no_message_in_silence() -> None:
-    """Whoever goes on gets the next message, or is told that there is no going on."""
-
-    class Interrupt(BaseException):
-        pass
-
-    def card(comm: Communicator) -> list[int]:
-        back_and_forth(comm)
-        comm.barrier()
-        got: list[int] = []
-        if comm.rank:
-            with contextlib.suppress(SuperpodError):  # the other one may be told that it cannot go on
-                for number in range(12):
-                    comm.send(np.full(1024, number, np.uint8), 0, 3)
-            return got
-        streams, interrupts = comm._engine.mesh.streams, iter([True])
-        give = streams._give_credit
-
-        def interrupted(key: Any, inlet: Any) -> None:
-            if key[2] == 3 and next(interrupts, False):
-                raise Interrupt
-            give(key, inlet)
-
-        streams._give_credit = interrupted  # type: ignore[method-assign]
-        with contextlib.suppress(SuperpodError):
-            while len(got) < 12:
-                with contextlib.suppress(Interrupt):
-                    got.append(int(comm.recv(np.zeros(1024, np.uint8), 1, 3)[0]))
-        assert not next(interrupts, False)
-        return got
-
-    got = run_ranks(2, card, env={**ENV, "SUPERPOD_SEGMENT": "1024", "SUPERPOD_WINDOW": "4096"})[0]
-    assert got == list(range(len(got)))
-
-
-def test_a_signals_handler_may_ask_whether_what_it_interrupted_has_ended() -> None:
-    def card(comm: Communicator) -> list[object]:
-        if comm.rank:
-            comm.send(np.zeros(8, np.uint8), 0)
-            comm.barrier()
-            return []
-        work = comm.recv(np.zeros(8, np.uint8), 1, async_op=True)
-        finish, said = work._finish, list[object]()
-
-        def handler(*_: object) -> None:
-            said.append(work.is_completed())
-            with pytest.raises(SuperpodError, match=r"interrupted .* at its end, and cannot wait for it"):
-                work.wait()
-
-        def interrupted() -> Any:
-            signal.raise_signal(signal.SIGUSR1)
-            return finish()
-
-        work._finish = interrupted
-        signal.signal(signal.SIGUSR1, handler)
-        work.wait()
-        said.append(work.is_completed())
-        comm.barrier()
-        return said
-
-    assert run_ranks(2, card, env=ENV)[0] == [False, True]
-
-
-def test_a_signals_handler_that_asks_while_the_lock_is_held_leaves_the_receive_alone() -> None:
-    def card(comm: Communicator) -> list[object]:
-        if comm.rank:
-            comm.barrier()
-            comm.send(np.full(8, 5, np.uint8), 0)
-            return []
-        array, said = np.zeros(8, np.uint8), list[object]()
-        work = comm.recv(array, 1, async_op=True)
-
-        def handler(*_: object) -> None:
-            said.append(work.is_completed())
-            for seconds in (None, 0.1):
-                with pytest.raises(SuperpodError, match="interrupted rank 0 while it moved messages"):
-                    work.wait(seconds)
-
-        signal.signal(signal.SIGUSR1, handler)
-        with comm._engine.mesh._lock:
-            signal.raise_signal(signal.SIGUSR1)
-        comm.barrier()
-        assert work.wait() is array
-        return [*said, int(array[0])]
-
-    assert run_ranks(2, card, env=ENV)[0] == [False, 5]
-
-
-def test_a_receive_whose_call_raised_takes_no_message() -> None:
-    def card(comm: Communicator) -> list[int]:
-        other, lost, kept = 1 - comm.rank, np.zeros(8, np.uint8), np.zeros(8, np.uint8)
-        if comm.rank == 0:
-            messages = comm._engine.messages
-            messages._passage, find = lambda form: 1 / 0, messages._passage  # type: ignore[assignment,method-assign]
-            with pytest.raises(ZeroDivisionError):
-                comm.recv(lost, other)
-            messages._passage = find  # type: ignore[method-assign]
-        comm.barrier()
-        if comm.rank:
-            comm.send(np.full(8, 5, np.uint8), other)
-        else:
-            comm.recv(kept, other)
-        return [int(lost[0]), int(kept[0])]
-
-    assert run_ranks(2, card, env=ENV)[0] == [0, 5]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from cards import SOON, dictionary, within
 
-from superpod.interconnect.errors import DeadlineExceeded, PeerLost
+from superpod.interconnect.errors import DeadlineExceeded, LinkClosed, PeerLost
 from superpod.interconnect.peers import Peers
 from superpod.interconnect.rendezvous import AddressBook, DictStore
 
@@ -42,3 +43,25 @@ def test_a_peer_that_has_not_ended_may_be_late():
     with pytest.raises(DeadlineExceeded, match=r"rank 1 has not joined within 0\.0 s"):
         known.find(1, 0.01, check)
     assert known.lost == {}
+
+
+def test_a_peer_is_looked_for_in_the_latest_book_that_has_it():
+    world, group = dictionary(), AddressBook(DictStore(), "group")
+    peers = Peers(world)
+    world.publish(1, "world 1")
+    world.publish(2, "world 2")
+    group.publish(2, "group 2")
+    peers.learn({2, 3}, group)
+    assert [peers.find(rank, SOON, lambda: None) for rank in (1, 2)] == ["world 1", "group 2"]
+    with pytest.raises(
+        DeadlineExceeded, match=r"rank 3 has not joined within 0\.0 s: it was not started, or it is dead"
+    ):
+        peers.find(3, 0.01, lambda: None)
+
+
+def test_while_a_peer_is_looked_for_somebody_checks():
+    def check() -> None:
+        raise LinkClosed("enough")
+
+    with within(3), pytest.raises(LinkClosed, match="enough"):
+        Peers(dictionary()).find(3, SOON, check)

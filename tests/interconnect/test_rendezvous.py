@@ -13,10 +13,9 @@ import tracemalloc
 import msgpack
 import pytest
 import zmq
-from cards import SOON, dictionary, eventually, exit_code, forked, start, together, within
+from cards import SOON, eventually, exit_code, forked, start, together, within
 
 from superpod.interconnect.errors import DeadlineExceeded, InvalidValue, JobFailure, LinkClosed
-from superpod.interconnect.peers import Peers
 from superpod.interconnect.rendezvous import MAX_VALUE, AddressBook, DictStore, LauncherStore, StoreServer, TorchStore
 from superpod.interconnect.secret import JobSecret
 
@@ -379,28 +378,3 @@ def test_garbage_on_the_line(tmp_path, server, client):
     store = client()
     store.set("key", b"right")
     assert store.get("key", SOON) == b"right"
-
-
-# Peers
-
-
-def test_a_peer_is_looked_for_in_the_latest_book_that_has_it():
-    world, group = dictionary(), AddressBook(DictStore(), "group")
-    peers = Peers(world)
-    world.publish(1, "world 1")
-    world.publish(2, "world 2")
-    group.publish(2, "group 2")
-    peers.learn({2, 3}, group)
-    assert [peers.find(rank, SOON, lambda: None) for rank in (1, 2)] == ["world 1", "group 2"]
-    with pytest.raises(
-        DeadlineExceeded, match=r"rank 3 has not joined within 0\.0 s: it was not started, or it is dead"
-    ):
-        peers.find(3, 0.01, lambda: None)
-
-
-def test_while_a_peer_is_looked_for_somebody_checks():
-    def check() -> None:
-        raise LinkClosed("enough")
-
-    with within(3), pytest.raises(LinkClosed, match="enough"):
-        Peers(dictionary()).find(3, SOON, check)
